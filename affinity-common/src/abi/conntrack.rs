@@ -1,0 +1,131 @@
+//! `conntrack_v4`, `conntrack_v6`: the connections that are translated, an entry a direction. Written by the datapath.
+
+use super::{Kind, MapSpec, pod};
+use crate::{
+    family::{Family, V4},
+    types::{BackendId, Port, Proto, Seconds, ServiceId, Ticks},
+};
+
+pod! {
+    /// A connection in one direction.
+    #[derive(Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    pub struct ConntrackKey<F>: 16, 40 {
+        /// The client's address.
+        pub client: F::Addr,
+        /// The other side as this direction's packets name it: the frontend's address, or the backend's.
+        pub peer: F::Addr,
+        /// The client's port.
+        pub client_port: Port,
+        /// The other side's port.
+        pub peer_port: Port,
+        /// The protocol.
+        pub proto: Proto,
+        /// [`FORWARD`] or [`REVERSE`].
+        pub direction: u8,
+        /// Zero.
+        pub zero: [u8; 2],
+    }
+
+    /// What its packets are rewritten to, and what is known of it.
+    #[derive(Default, PartialEq, Eq)]
+    pub struct Conntrack<F>: 28, 40 {
+        /// Packets seen in this direction; wraps.
+        pub packets: u32,
+        /// The service port.
+        pub service: ServiceId,
+        /// The backend.
+        pub backend: BackendId,
+        /// When the flow's last packet was seen, in either direction to within a second.
+        pub last_seen: Ticks,
+        /// When the flow's affinity entry and its other direction are to be looked after again.
+        pub due: Ticks,
+        /// The port that this direction is translated to: the backend's forward, the frontend's in reverse.
+        pub port: Port,
+        /// What was seen of the connection, in both directions: [`REPLIED`] and its siblings.
+        pub seen: u8,
+        /// Zero.
+        pub zero: u8,
+        /// The address that this direction is translated to: the backend's forward, the frontend's in reverse.
+        pub addr: F::Addr,
+    }
+}
+
+/// [`ConntrackKey::direction`] of packets from the client.
+pub const FORWARD: u8 = 0;
+/// [`ConntrackKey::direction`] of packets to the client.
+pub const REVERSE: u8 = 1;
+
+/// In [`Conntrack::seen`]: the backend has answered.
+pub const REPLIED: u8 = 1;
+/// In [`Conntrack::seen`]: the client has sent its FIN.
+pub const CLIENT_FIN: u8 = 2;
+/// In [`Conntrack::seen`]: the backend has sent its FIN.
+pub const BACKEND_FIN: u8 = 4;
+/// In [`Conntrack::seen`]: either side has reset the connection.
+pub const RESET: u8 = 8;
+
+impl<F: Family> ConntrackKey<F> {
+    /// The key of packets from the client to the frontend.
+    #[inline(always)]
+    pub fn forward(client: F::Addr, client_port: Port, frontend: F::Addr, frontend_port: Port, proto: Proto) -> Self {
+        Self {
+            client,
+            peer: frontend,
+            client_port,
+            peer_port: frontend_port,
+            proto,
+            direction: FORWARD,
+            zero: [0; 2],
+        }
+    }
+
+    /// The key of packets from the backend to the client.
+    #[inline(always)]
+    pub fn reverse(client: F::Addr, client_port: Port, backend: F::Addr, backend_port: Port, proto: Proto) -> Self {
+        Self { client, peer: backend, client_port, peer_port: backend_port, proto, direction: REVERSE, zero: [0; 2] }
+    }
+}
+
+impl<F: Family> Conntrack<F> {
+    /// Whether nothing was seen of it for its [`lifetime`].
+    #[inline(always)]
+    pub fn has_expired(&self, proto: Proto, now: Ticks) -> bool {
+        self.last_seen.until(now) >= lifetime(proto, self.seen).ticks()
+    }
+}
+
+/// How long a connection may be silent before it counts as gone: `nf_conntrack`'s defaults, but for an established
+/// TCP connection, which is kept for 6 hours rather than for 5 days (as Cilium does: the table is an LRU, a quiet
+/// connection's packets are translated by its entry however old that is, and what is evicted is rebuilt).
+#[inline(always)]
+pub const fn lifetime(proto: Proto, seen: u8) -> Seconds {
+    const CLOSED: u8 = CLIENT_FIN | BACKEND_FIN;
+    Seconds::new(if proto.number == Proto::TCP.number {
+        if seen & RESET != 0 {
+            10 // nf_conntrack_tcp_timeout_close
+        } else if seen & CLOSED != 0 {
+            120 // nf_conntrack_tcp_timeout_fin_wait, _time_wait
+        } else if seen & REPLIED != 0 {
+            21_600
+        } else {
+            120 // nf_conntrack_tcp_timeout_syn_sent
+        }
+    } else if seen & REPLIED != 0 {
+        120 // nf_conntrack_udp_timeout_stream
+    } else {
+        30 // nf_conntrack_udp_timeout
+    })
+}
+
+/// Default number of entries of a family: two a connection.
+pub const DEFAULT_SIZE: usize = 1 << 18;
+
+/// The IPv4 map.
+pub const SPEC_V4: MapSpec = MapSpec {
+    name: "conntrack_v4",
+    kind: Kind::LruHash,
+    key_size: size_of::<ConntrackKey<V4>>(),
+    value_size: size_of::<Conntrack<V4>>(),
+    default_size: DEFAULT_SIZE,
+    resizable: true,
+};

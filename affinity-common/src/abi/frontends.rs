@@ -1,0 +1,69 @@
+//! `frontends_v4`, `frontends_v6`: an address and port that a service is reached by, to the service port behind it.
+//! Written by user space, read for every packet.
+
+use super::{Kind, MapSpec, pod};
+use crate::{
+    family::{Family, V4},
+    types::{Port, Proto, Seconds, ServiceId},
+};
+
+pod! {
+    /// Where a client sends to.
+    #[derive(Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    pub struct FrontendKey<F>: 8, 20 {
+        /// The service's address.
+        pub addr: F::Addr,
+        /// The service's port.
+        pub port: Port,
+        /// Its protocol.
+        pub proto: Proto,
+        /// Zero.
+        pub zero: u8,
+    }
+
+    /// The service port behind it. One update of this value switches the service to other slots.
+    #[derive(Default, PartialEq, Eq, Hash)]
+    pub struct Frontend: 24 {
+        /// The service port.
+        pub service: ServiceId,
+        /// What makes the service's choices its own: a hash of its name, so the same on every node.
+        pub seed: u32,
+        /// Index of its first slot in `slots`.
+        pub first_slot: u32,
+        /// How many slots it has; 0 where it has no eligible backend.
+        pub slot_count: u32,
+        /// `sessionAffinityConfig.clientIP.timeoutSeconds`, or 0 for `sessionAffinity: None`.
+        pub timeout: Seconds,
+        /// Which set of backends this frontend sees: a part of the affinity entry's key. 0 is the cluster's.
+        pub scope: u32,
+    }
+}
+
+impl<F: Family> FrontendKey<F> {
+    /// The key of an address, port and protocol.
+    #[inline(always)]
+    pub fn new(addr: F::Addr, port: Port, proto: Proto) -> Self {
+        Self { addr, port, proto, zero: 0 }
+    }
+}
+
+impl Frontend {
+    /// Whether clients are kept on their backends.
+    #[inline(always)]
+    pub const fn has_affinity(&self) -> bool {
+        self.timeout.secs != 0
+    }
+}
+
+/// Default number of frontends of a family.
+pub const DEFAULT_SIZE: usize = 1 << 16;
+
+/// The IPv4 map.
+pub const SPEC_V4: MapSpec = MapSpec {
+    name: "frontends_v4",
+    kind: Kind::Hash,
+    key_size: size_of::<FrontendKey<V4>>(),
+    value_size: size_of::<Frontend>(),
+    default_size: DEFAULT_SIZE,
+    resizable: true,
+};
