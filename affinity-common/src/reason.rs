@@ -122,11 +122,9 @@ impl Reason {
             | Self::AffinityAdopted
             | Self::AffinityRefused
             | Self::Rebuilt => Verdict::Pass,
-            Self::NoBackend
-            | Self::BackendGone
-            | Self::Collision
-            | Self::ConntrackRefused
-            | Self::RewriteFailed => Verdict::Drop,
+            Self::NoBackend | Self::BackendGone | Self::Collision | Self::ConntrackRefused | Self::RewriteFailed => {
+                Verdict::Drop
+            }
         }
     }
 

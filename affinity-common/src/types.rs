@@ -155,6 +155,7 @@ impl Ticks {
 
     /// The tick that comes `ticks` after this one.
     #[inline(always)]
+    #[must_use]
     pub const fn after(self, ticks: u32) -> Self {
         Self { at: self.at.wrapping_add(ticks) }
     }

@@ -68,15 +68,7 @@ impl<F: Family> ConntrackKey<F> {
     /// The key of packets from the client to the frontend.
     #[inline(always)]
     pub fn forward(client: F::Addr, client_port: Port, frontend: F::Addr, frontend_port: Port, proto: Proto) -> Self {
-        Self {
-            client,
-            peer: frontend,
-            client_port,
-            peer_port: frontend_port,
-            proto,
-            direction: FORWARD,
-            zero: [0; 2],
-        }
+        Self { client, peer: frontend, client_port, peer_port: frontend_port, proto, direction: FORWARD, zero: [0; 2] }
     }
 
     /// The key of packets from the backend to the client.

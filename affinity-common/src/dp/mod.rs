@@ -1,1 +1,16 @@
-//! The datapath's logic.
+//! The datapath's logic: what is done with a packet, and nothing about how the kernel is asked to do it.
+//!
+//! The programs' two entry points are [`tc::ingress`] and [`tc::egress`]. Everything that they touch comes by two traits:
+//! [`Packet`], the bytes of one packet, and [`Env`], the maps, the clock and the random numbers. `affinity-ebpf` has them
+//! over the kernel's helpers, `testing` over plain collections with a fake clock and injected faults.
+
+pub mod affinity;
+pub mod conntrack;
+mod env;
+pub mod hash;
+pub mod parse;
+pub mod rewrite;
+pub mod select;
+pub mod tc;
+
+pub use env::{AffinityEntry, Checksum, ConntrackEntry, Env, Packet, Refused, RewriteError};

@@ -1,0 +1,246 @@
+//! The entries of a connection: one for each direction, made together, looked after by the packets of both.
+
+use super::{
+    ConntrackEntry, Env, Refused, affinity,
+    parse::{FIN, Headers, RST},
+};
+use crate::{
+    abi::{
+        affinity::refresh_after,
+        conntrack::{BACKEND_FIN, CLIENT_FIN, Conntrack, ConntrackKey, REPLIED, RESET},
+        frontends::{Frontend, FrontendKey},
+    },
+    family::Family,
+    reason::Reason,
+    types::{Nanos, Seconds, TICK_SHIFT, Ticks},
+};
+
+use super::select::Choice;
+
+/// What a packet shows of its connection.
+#[derive(Clone, Copy)]
+enum From {
+    Client,
+    Backend,
+}
+
+#[inline(always)]
+fn shown<F: Family>(headers: &Headers<F>, from: From) -> u8 {
+    let (mut seen, fin) = match from {
+        From::Client => (0, CLIENT_FIN),
+        From::Backend => (REPLIED, BACKEND_FIN),
+    };
+    if headers.flags & FIN != 0 {
+        seen |= fin;
+    }
+    if headers.flags & RST != 0 {
+        seen |= RESET;
+    }
+    seen
+}
+
+/// Notes a packet from the client in its connection's entry, and now and then looks after what belongs to it.
+#[inline(always)]
+pub fn note_request<F: Family, E: Env<F>>(
+    env: &E,
+    key: &ConntrackKey<F>,
+    entry: &E::Conntrack,
+    held: &Conntrack<F>,
+    frontend: &Frontend,
+    headers: &Headers<F>,
+    now: Nanos,
+) -> Result<(), Reason> {
+    let news = note(entry, held, shown(headers, From::Client), now.ticks());
+    if news || held.due.is_due(now.ticks()) {
+        let current = entry.load();
+        keep_reverse(env, key, &current, now)?;
+        entry.set_due(look_after(env, frontend, &key.client, &current, now));
+    }
+    Ok(())
+}
+
+/// Notes a packet from the backend in its connection's entry, and now and then looks after what belongs to it.
+#[inline(always)]
+pub fn note_reply<F: Family, E: Env<F>>(
+    env: &E,
+    key: &ConntrackKey<F>,
+    entry: &E::Conntrack,
+    held: &Conntrack<F>,
+    headers: &Headers<F>,
+    now: Nanos,
+) {
+    let news = note(entry, held, shown(headers, From::Backend), now.ticks());
+    if news || held.due.is_due(now.ticks()) {
+        let current = entry.load();
+        keep_forward(env, key, &current, now);
+        let due = match env.frontend(&FrontendKey::new(held.addr, held.port, key.proto)) {
+            Some(frontend) => look_after(env, &frontend, &key.client, &current, now),
+            None => now.ticks().after(Seconds::new(1).ticks()),
+        };
+        entry.set_due(due);
+    }
+}
+
+/// Returns whether the packet tells something of the connection that was not known in this direction.
+#[inline(always)]
+fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: u8, now: Ticks) -> bool {
+    entry.count_packet();
+    if held.last_seen != now {
+        entry.set_last_seen(now);
+    }
+    let news = shown & !held.seen != 0;
+    if news {
+        entry.set_seen(held.seen | shown);
+    }
+    news
+}
+
+/// Refreshes the client's affinity; returns when the flow is to look again: as soon as the entry can be stale.
+#[inline(always)]
+fn look_after<F: Family, E: Env<F>>(
+    env: &E,
+    frontend: &Frontend,
+    client: &F::Addr,
+    held: &Conntrack<F>,
+    now: Nanos,
+) -> Ticks {
+    if !frontend.has_affinity() || frontend.service != held.service {
+        return Nanos(now.0 + Nanos::SECOND.0).ticks();
+    }
+    let used = affinity::touch(env, frontend, client, held.backend, now);
+    Nanos(used.0 + refresh_after(frontend.timeout).0 + (1 << TICK_SHIFT)).ticks()
+}
+
+/// Makes a new connection's entries, reverse first: a reply is never faster than its way back.
+#[inline(always)]
+pub fn open<F: Family, E: Env<F>>(
+    env: &E,
+    key: &ConntrackKey<F>,
+    old: Option<(E::Conntrack, Conntrack<F>)>,
+    frontend: &Frontend,
+    choice: &Choice<F>,
+    headers: &Headers<F>,
+    now: Nanos,
+) -> Result<(), Reason> {
+    let at = now.ticks();
+    let (addr, port) = (choice.backend.addr, choice.backend.port);
+    // The affinity entry was just looked at: the next look is due when it can be stale.
+    let wait = if frontend.has_affinity() { refresh_after(frontend.timeout) } else { Nanos::SECOND };
+    let due = Nanos(now.0 + wait.0 + (1 << TICK_SHIFT)).ticks();
+    let forward = Conntrack {
+        packets: 1,
+        service: frontend.service,
+        backend: choice.id,
+        last_seen: at,
+        due,
+        port,
+        seen: shown(headers, From::Client),
+        zero: 0,
+        addr,
+    };
+    if let Some((_, old)) = &old
+        && (old.addr, old.port) != (addr, port)
+    {
+        // A connection that moved to another backend: what the old one still sends is no reply any more.
+        let stale = ConntrackKey::reverse(key.client, key.client_port, old.addr, old.port, key.proto);
+        if let Some(entry) = env.conntrack(&stale)
+            && leads_to(&entry.load(), key)
+        {
+            env.conntrack_remove(&stale);
+        }
+    }
+    claim_reverse(env, key, &forward, now, true)?;
+    match old {
+        // A SYN that comes again, or a connection after another on the same ports: no map is written.
+        Some((entry, held)) if is_same_way(&held, &forward) => {
+            entry.count_packet();
+            entry.set_last_seen(at);
+            entry.set_due(due);
+            entry.set_seen(forward.seen);
+        }
+        _ => {
+            // Where the map refuses, the next packet tries again: the way back is there, and the choice comes out the same.
+            let _ = env.conntrack_replace(key, &forward);
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn is_same_way<F: Family>(a: &Conntrack<F>, b: &Conntrack<F>) -> bool {
+    a.service == b.service && a.backend == b.backend && a.addr == b.addr && a.port == b.port
+}
+
+/// Whether a reverse entry leads to the frontend of a forward key.
+#[inline(always)]
+fn leads_to<F: Family>(reverse: &Conntrack<F>, forward: &ConntrackKey<F>) -> bool {
+    reverse.addr == forward.peer && reverse.port == forward.peer_port
+}
+
+#[inline(always)]
+fn keep_reverse<F: Family, E: Env<F>>(
+    env: &E,
+    key: &ConntrackKey<F>,
+    forward: &Conntrack<F>,
+    now: Nanos,
+) -> Result<(), Reason> {
+    claim_reverse(env, key, forward, now, false)
+}
+
+/// Sees to it that the replies of a connection find their way back. Where another live connection has the same client
+/// port and backend by another frontend, the two can't be told apart: the later one is not let through.
+#[inline(always)]
+fn claim_reverse<F: Family, E: Env<F>>(
+    env: &E,
+    key: &ConntrackKey<F>,
+    forward: &Conntrack<F>,
+    now: Nanos,
+    opens: bool,
+) -> Result<(), Reason> {
+    let way = ConntrackKey::reverse(key.client, key.client_port, forward.addr, forward.port, key.proto);
+    let reverse = Conntrack { packets: 0, addr: key.peer, port: key.peer_port, ..*forward };
+    if let Some(entry) = env.conntrack(&way) {
+        let held = entry.load();
+        if leads_to(&held, key) && held.service == forward.service && held.backend == forward.backend {
+            let seen = if opens { forward.seen } else { held.seen | forward.seen };
+            if held.seen != seen {
+                entry.set_seen(seen);
+            }
+            entry.set_last_seen(now.ticks());
+            return Ok(());
+        }
+        if !leads_to(&held, key) && !held.has_expired(key.proto, now.ticks()) {
+            return Err(Reason::Collision);
+        }
+        return env.conntrack_replace(&way, &reverse).map_err(|_| Reason::ConntrackRefused);
+    }
+    match env.conntrack_insert(&way, &reverse) {
+        Ok(()) => Ok(()),
+        // Another packet was quicker: it made the same entry, or took the way for another frontend.
+        Err(Refused::Exists) => match env.conntrack(&way) {
+            Some(entry) if !leads_to(&entry.load(), key) => Err(Reason::Collision),
+            _ => Ok(()),
+        },
+        Err(Refused::Full) => Err(Reason::ConntrackRefused),
+    }
+}
+
+/// Sees to it that the requests of a connection find the backend that answers them.
+#[inline(always)]
+fn keep_forward<F: Family, E: Env<F>>(env: &E, key: &ConntrackKey<F>, reverse: &Conntrack<F>, now: Nanos) {
+    let way = ConntrackKey::forward(key.client, key.client_port, reverse.addr, reverse.port, key.proto);
+    if let Some(entry) = env.conntrack(&way) {
+        let held = entry.load();
+        if (held.addr, held.port) == (key.peer, key.peer_port) {
+            let seen = held.seen | reverse.seen;
+            if held.seen != seen {
+                entry.set_seen(seen);
+            }
+            entry.set_last_seen(now.ticks());
+        }
+    } else {
+        let forward = Conntrack { packets: 0, addr: key.peer, port: key.peer_port, ..*reverse };
+        // Exists: the client's own packet was quicker. Full: the client's next packet rebuilds it.
+        let _ = env.conntrack_insert(&way, &forward);
+    }
+}

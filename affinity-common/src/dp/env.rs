@@ -1,0 +1,117 @@
+//! What the logic needs of the world.
+
+use crate::{
+    abi::{
+        affinity::{Affinity, AffinityKey, Pair},
+        backends::{Backend, BackendKey},
+        conntrack::{Conntrack, ConntrackKey},
+        events::Event,
+        frontends::{Frontend, FrontendKey},
+    },
+    family::Family,
+    types::{BackendId, Nanos, Ticks},
+};
+
+/// Why a map took no new entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The key is there already.
+    Exists,
+    /// The map has no room, or no memory.
+    Full,
+}
+
+/// The kernel refused to write to the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RewriteError;
+
+/// The maps of a family, the clock and random numbers.
+pub trait Env<F: Family> {
+    /// A conntrack entry in its place in the map. It may be evicted, and its memory reused, while it is held.
+    type Conntrack: ConntrackEntry<F>;
+    /// An affinity entry in its place in the map. It may be evicted, and its memory reused, while it is held.
+    type Affinity: AffinityEntry;
+
+    /// The coarse monotonic clock.
+    fn now(&self) -> Nanos;
+    /// A uniformly distributed number.
+    fn random(&self) -> u32;
+
+    /// The service port behind an address and port.
+    fn frontend(&self, key: &FrontendKey<F>) -> Option<Frontend>;
+    /// The backend of a slot.
+    fn slot(&self, index: u32) -> Option<BackendId>;
+    /// A backend of a service port.
+    fn backend(&self, key: &BackendKey) -> Option<Backend<F>>;
+
+    /// A connection's entry.
+    fn conntrack(&self, key: &ConntrackKey<F>) -> Option<Self::Conntrack>;
+    /// Adds an entry that is not there yet.
+    fn conntrack_insert(&self, key: &ConntrackKey<F>, value: &Conntrack<F>) -> Result<(), Refused>;
+    /// Adds or replaces an entry; never [`Refused::Exists`].
+    fn conntrack_replace(&self, key: &ConntrackKey<F>, value: &Conntrack<F>) -> Result<(), Refused>;
+    /// Removes an entry, if it is there.
+    fn conntrack_remove(&self, key: &ConntrackKey<F>);
+
+    /// A client's entry.
+    fn affinity(&self, key: &AffinityKey<F>) -> Option<Self::Affinity>;
+    /// Adds an entry that is not there yet.
+    fn affinity_insert(&self, key: &AffinityKey<F>, value: &Affinity) -> Result<(), Refused>;
+
+    /// Counts a new connection to a backend.
+    fn count_connection(&self, key: &BackendKey);
+    /// Whether a reader wants events at `now`.
+    fn wants_events(&self, now: Nanos) -> bool;
+    /// Hands an event to the reader.
+    fn emit(&self, event: &Event);
+}
+
+/// An affinity entry in place.
+pub trait AffinityEntry {
+    /// The backend and its last use, as one.
+    fn load(&self) -> Pair;
+    /// Writes `new` if the entry still holds `old`; else says what it holds.
+    fn compare_exchange(&self, old: Pair, new: Pair) -> Result<(), Pair>;
+    /// Notes when the client was given its backend.
+    fn set_since(&self, since: Ticks);
+}
+
+/// A conntrack entry in place. Writers on several CPUs may overtake each other; no field depends on another.
+pub trait ConntrackEntry<F: Family> {
+    /// What it holds.
+    fn load(&self) -> Conntrack<F>;
+    /// Counts a packet.
+    fn count_packet(&self);
+    /// Sets [`Conntrack::last_seen`].
+    fn set_last_seen(&self, at: Ticks);
+    /// Sets [`Conntrack::due`].
+    fn set_due(&self, at: Ticks);
+    /// Sets [`Conntrack::seen`].
+    fn set_seen(&self, seen: u8);
+}
+
+/// How a transport checksum covers what changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checksum {
+    /// Where the checksum is, in bytes from the start of the frame.
+    pub at: usize,
+    /// A value of 0 means that there is none, and stays so (UDP over IPv4: RFC 768).
+    pub zero_is_none: bool,
+}
+
+/// The bytes of one packet, from its link-layer header on, and the ways to change them that keep every checksum right,
+/// offloaded ones too (`CHECKSUM_PARTIAL`, `CHECKSUM_COMPLETE`).
+pub trait Packet {
+    /// The length of the frame in bytes, link-layer header included.
+    fn frame_len(&self) -> usize;
+    /// `N` bytes at an offset; `None` where the packet ends before.
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// Writes bytes in place.
+    fn write<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), RewriteError>;
+    /// Makes the IPv4 header checksum at `at` follow four bytes that change.
+    fn update_header_checksum(&mut self, at: usize, from: [u8; 4], to: [u8; 4]) -> Result<(), RewriteError>;
+    /// Makes the transport checksum follow an address of the pseudo-header that changes.
+    fn update_checksum_by_address(&mut self, sum: Checksum, from: &[u8], to: &[u8]) -> Result<(), RewriteError>;
+    /// Makes the transport checksum follow a port that changes.
+    fn update_checksum_by_port(&mut self, sum: Checksum, from: [u8; 2], to: [u8; 2]) -> Result<(), RewriteError>;
+}

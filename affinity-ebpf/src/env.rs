@@ -1,0 +1,220 @@
+//! The maps, the clock and random numbers by the kernel's helpers.
+
+use core::ptr::NonNull;
+
+use affinity_common::{
+    abi::{
+        affinity::{Affinity, AffinityKey, Pair},
+        backends::{Backend, BackendKey},
+        conntrack::{Conntrack, ConntrackKey},
+        counters,
+        events::Event,
+        frontends::{Frontend, FrontendKey},
+    },
+    dp::{AffinityEntry, ConntrackEntry, Env, Refused},
+    reason::{Program, Reason},
+    types::{BackendId, Nanos, Ticks},
+};
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+};
+
+use crate::maps::{BACKEND_STATS, CONFIG, COUNTERS, EVENTS, Maps, SLOTS};
+
+/// The kernel that runs us.
+pub struct Kernel;
+
+/// An entry of a map in its place. RCU keeps its memory mapped while the program runs, but not its contents: an LRU
+/// element may be recycled meanwhile.
+pub struct InPlace<T>(NonNull<T>);
+
+const EEXIST: i32 = -17;
+
+fn refused(error: i32) -> Refused {
+    if error == EEXIST { Refused::Exists } else { Refused::Full }
+}
+
+impl<F: Maps> Env<F> for Kernel {
+    type Conntrack = InPlace<Conntrack<F>>;
+    type Affinity = InPlace<Affinity>;
+
+    #[inline(always)]
+    fn now(&self) -> Nanos {
+        // SAFETY: takes nothing, returns a number.
+        Nanos(unsafe { bpf_ktime_get_coarse_ns() })
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: takes nothing, returns a number.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey<F>) -> Option<Frontend> {
+        // SAFETY: user space replaces values of this map, it never changes them in place.
+        unsafe { F::frontends().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<BackendId> {
+        Some(SLOTS.get(index)?.backend)
+    }
+
+    #[inline(always)]
+    fn backend(&self, key: &BackendKey) -> Option<Backend<F>> {
+        // SAFETY: user space replaces values of this map, it never changes them in place.
+        unsafe { F::backends().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn conntrack(&self, key: &ConntrackKey<F>) -> Option<Self::Conntrack> {
+        F::conntrack().get_ptr_mut(key).and_then(NonNull::new).map(InPlace)
+    }
+
+    #[inline(always)]
+    fn conntrack_insert(&self, key: &ConntrackKey<F>, value: &Conntrack<F>) -> Result<(), Refused> {
+        F::conntrack().insert(key, value, BPF_NOEXIST.into()).map_err(refused)
+    }
+
+    #[inline(always)]
+    fn conntrack_replace(&self, key: &ConntrackKey<F>, value: &Conntrack<F>) -> Result<(), Refused> {
+        F::conntrack().insert(key, value, BPF_ANY.into()).map_err(|_| Refused::Full)
+    }
+
+    #[inline(always)]
+    fn conntrack_remove(&self, key: &ConntrackKey<F>) {
+        // Not there: evicted meanwhile, which is as well.
+        let _ = F::conntrack().remove(key);
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey<F>) -> Option<Self::Affinity> {
+        F::affinity().get_ptr_mut(key).and_then(NonNull::new).map(InPlace)
+    }
+
+    #[inline(always)]
+    fn affinity_insert(&self, key: &AffinityKey<F>, value: &Affinity) -> Result<(), Refused> {
+        F::affinity().insert(key, value, BPF_NOEXIST.into()).map_err(refused)
+    }
+
+    #[inline(always)]
+    fn count_connection(&self, key: &BackendKey) {
+        if let Some(stats) = BACKEND_STATS.get_ptr_mut(key) {
+            // SAFETY: the element is live.
+            add(unsafe { &raw mut (*stats).connections }, 1);
+        }
+    }
+
+    #[inline(always)]
+    fn wants_events(&self, now: Nanos) -> bool {
+        CONFIG.get(0).is_some_and(|config| now.0 < config.monitor_until)
+    }
+
+    #[inline(always)]
+    fn emit(&self, event: &Event) {
+        // A full ring means a reader that is too slow: it sees the gap by the counters.
+        let _ = EVENTS.output_untyped::<Event>(event, 0);
+    }
+}
+
+impl AffinityEntry for InPlace<Affinity> {
+    #[inline(always)]
+    fn load(&self) -> Pair {
+        // SAFETY: the element is live and begins with an aligned word, which one volatile load reads as a whole.
+        Pair::from_word(unsafe { self.0.cast().read_volatile() })
+    }
+
+    #[inline(always)]
+    fn compare_exchange(&self, old: Pair, new: Pair) -> Result<(), Pair> {
+        let found = compare_exchange(self.0.as_ptr().cast(), old.to_word(), new.to_word());
+        if found == old.to_word() { Ok(()) } else { Err(Pair::from_word(found)) }
+    }
+
+    #[inline(always)]
+    fn set_since(&self, since: Ticks) {
+        // SAFETY: the element is live.
+        put(unsafe { &raw mut (*self.0.as_ptr()).since }, since);
+    }
+}
+
+// The BPF target has no atomics in `core::sync::atomic`, though the instruction set has (v3, kernel 5.12).
+
+/// Adds to an aligned word of a live map element.
+#[inline(always)]
+fn add(word: *mut u64, by: u64) {
+    // SAFETY: the word is aligned and in a live map element; the instruction touches nothing else.
+    unsafe { core::arch::asm!("lock *(u64 *)({word} + 0) += {by}", word = in(reg) word, by = in(reg) by) };
+}
+
+/// Compares and exchanges an aligned word of a live map element; returns what it held.
+#[inline(always)]
+fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+    let found;
+    // SAFETY: the word is aligned and in a live map element; the instruction touches nothing else.
+    unsafe {
+        core::arch::asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inlateout("r0") old => found,
+            options(nostack),
+        );
+    }
+    found
+}
+
+impl<F: Maps> ConntrackEntry<F> for InPlace<Conntrack<F>> {
+    #[inline(always)]
+    fn load(&self) -> Conntrack<F> {
+        // SAFETY: the element is live and plain memory; a field that another CPU writes meanwhile is an aligned word or
+        // a byte, so it is seen old or new.
+        unsafe { self.0.read() }
+    }
+
+    #[inline(always)]
+    fn count_packet(&self) {
+        // SAFETY: the element is live.
+        let packets = unsafe { &raw mut (*self.0.as_ptr()).packets };
+        // SAFETY: as above. No locked addition: a packet that two CPUs count as one is cheaper than a bus lock on each.
+        put(packets, unsafe { packets.read() }.wrapping_add(1));
+    }
+
+    #[inline(always)]
+    fn set_last_seen(&self, at: Ticks) {
+        // SAFETY: the element is live.
+        put(unsafe { &raw mut (*self.0.as_ptr()).last_seen }, at);
+    }
+
+    #[inline(always)]
+    fn set_due(&self, at: Ticks) {
+        // SAFETY: the element is live.
+        put(unsafe { &raw mut (*self.0.as_ptr()).due }, at);
+    }
+
+    #[inline(always)]
+    fn set_seen(&self, seen: u8) {
+        // SAFETY: the element is live.
+        put(unsafe { &raw mut (*self.0.as_ptr()).seen }, seen);
+    }
+}
+
+/// Writes a field of a live map element that other CPUs may read and write at the same time: an aligned store of a word
+/// or a byte is one instruction, and volatile keeps it one.
+#[inline(always)]
+fn put<T: Copy>(field: *mut T, value: T) {
+    // SAFETY: the field is aligned and in a live map element.
+    unsafe { field.write_volatile(value) };
+}
+
+/// Counts a packet, on this CPU.
+#[inline(always)]
+pub fn count(program: Program, reason: Reason, bytes: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(counters::index(program, reason)) {
+        // SAFETY: the element is this CPU's own, and no other program of ours runs on it at the same time.
+        let counter = unsafe { &mut *counter };
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+}

@@ -1,0 +1,117 @@
+//! The maps. User space resizes those whose size is a setting, before it loads the programs.
+
+use affinity_common::{
+    abi::{
+        affinity::{self, Affinity, AffinityKey},
+        backend_names::{self, BackendName},
+        backend_stats::{self, BackendStats},
+        backends::{self, Backend, BackendKey},
+        config::Config,
+        conntrack::{self, Conntrack, ConntrackKey},
+        counters::{self, Counter},
+        events,
+        frontends::{self, Frontend, FrontendKey},
+        ids::NextIds,
+        services::{self, ServicePortName},
+        slots::{self, Slot},
+    },
+    family::{Family, V4},
+    types::ServiceId,
+};
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+
+/// The maps of a family.
+pub trait Maps: Family {
+    /// Its frontends.
+    fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend, { frontends::DEFAULT_SIZE }>;
+    /// Its backends.
+    fn backends() -> &'static HashMap<BackendKey, Backend<Self>, { backends::DEFAULT_SIZE }>;
+    /// Its connections.
+    fn conntrack() -> &'static LruHashMap<ConntrackKey<Self>, Conntrack<Self>, { conntrack::DEFAULT_SIZE }>;
+    /// Its clients.
+    fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity, { affinity::DEFAULT_SIZE }>;
+}
+
+macro_rules! family_maps {
+    ($family:ident: $frontends:literal, $backends:literal, $conntrack:literal, $affinity:literal) => {
+        const _: () = {
+            #[btf_map(name = $frontends)]
+            static FRONTENDS: HashMap<FrontendKey<$family>, Frontend, { frontends::DEFAULT_SIZE }> = HashMap::new();
+            #[btf_map(name = $backends)]
+            static BACKENDS: HashMap<BackendKey, Backend<$family>, { backends::DEFAULT_SIZE }> = HashMap::new();
+            #[btf_map(name = $conntrack)]
+            static CONNTRACK: LruHashMap<ConntrackKey<$family>, Conntrack<$family>, { conntrack::DEFAULT_SIZE }> =
+                LruHashMap::new();
+            #[btf_map(name = $affinity)]
+            static AFFINITY: LruHashMap<AffinityKey<$family>, Affinity, { affinity::DEFAULT_SIZE }> = LruHashMap::new();
+
+            impl Maps for $family {
+                #[inline(always)]
+                fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend, { frontends::DEFAULT_SIZE }> {
+                    &FRONTENDS
+                }
+                #[inline(always)]
+                fn backends() -> &'static HashMap<BackendKey, Backend<Self>, { backends::DEFAULT_SIZE }> {
+                    &BACKENDS
+                }
+                #[inline(always)]
+                fn conntrack() -> &'static LruHashMap<ConntrackKey<Self>, Conntrack<Self>, { conntrack::DEFAULT_SIZE }>
+                {
+                    &CONNTRACK
+                }
+                #[inline(always)]
+                fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity, { affinity::DEFAULT_SIZE }> {
+                    &AFFINITY
+                }
+            }
+        };
+    };
+}
+
+family_maps!(V4: "frontends_v4", "backends_v4", "conntrack_v4", "affinity_v4");
+
+/// Where choices are made.
+#[btf_map(name = "slots")]
+pub static SLOTS: Array<Slot, { slots::DEFAULT_SIZE }> = Array::new();
+
+/// How often each backend was chosen.
+#[btf_map(name = "backend_stats")]
+pub static BACKEND_STATS: HashMap<
+    BackendKey,
+    BackendStats,
+    { backend_stats::DEFAULT_SIZE },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// Packets and bytes by program and reason.
+#[btf_map(name = "counters")]
+pub static COUNTERS: PerCpuArray<Counter, { counters::SIZE }> = PerCpuArray::new();
+
+/// What user space tells us.
+#[btf_map(name = "config")]
+pub static CONFIG: Array<Config, 1> = Array::new();
+
+/// What we tell user space.
+#[btf_map(name = "events")]
+pub static EVENTS: RingBuf<(), { events::SIZE }> = RingBuf::new();
+
+// Of user space alone; they are here so that all maps are made, sized and pinned in one way.
+
+#[btf_map(name = "ids")]
+static IDS: Array<NextIds, 1> = Array::new();
+
+#[btf_map(name = "services")]
+static SERVICES: HashMap<ServiceId, ServicePortName, { services::DEFAULT_SIZE }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map(name = "backend_names")]
+static BACKEND_NAMES: HashMap<
+    BackendKey,
+    BackendName,
+    { backend_names::DEFAULT_SIZE },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();

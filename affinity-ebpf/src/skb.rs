@@ -1,0 +1,111 @@
+//! A packet by the kernel's helpers.
+
+use core::mem::MaybeUninit;
+
+use affinity_common::dp::{Checksum, Packet, RewriteError};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::generated::{
+        bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+
+/// The packet of a TC program.
+pub struct Skb {
+    ctx: TcContext,
+}
+
+impl Skb {
+    /// The packet of a context.
+    #[inline(always)]
+    pub fn new(ctx: TcContext) -> Self {
+        Self { ctx }
+    }
+
+    /// The context, for logging.
+    #[inline(always)]
+    pub fn context(&self) -> &TcContext {
+        &self.ctx
+    }
+}
+
+#[inline(always)]
+fn done(result: i64) -> Result<(), RewriteError> {
+    if result == 0 { Ok(()) } else { Err(RewriteError) }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn frame_len(&self) -> usize {
+        self.ctx.len() as usize
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let start = self.ctx.data() + offset;
+        if start + N <= self.ctx.data_end() {
+            // SAFETY: the bytes lie between the packet's start and its end; any bit pattern is an array of octets. The
+            // verifier checks the same.
+            return Some(unsafe { *(start as *const [u8; N]) });
+        }
+        // The headers may lie outside the linear part of a packet made of pages.
+        let mut out = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes `N` bytes to `out`, which has room for them, or fails.
+        let result = unsafe { bpf_skb_load_bytes(self.ctx.as_ptr(), offset as u32, out.as_mut_ptr().cast(), N as u32) };
+        // SAFETY: the helper has written all of it.
+        (result == 0).then(|| unsafe { out.assume_init() })
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), RewriteError> {
+        // SAFETY: the helper reads `N` bytes of `bytes`, and checks the offset.
+        done(unsafe {
+            bpf_skb_store_bytes(self.ctx.as_ptr().cast(), offset as u32, bytes.as_ptr().cast(), N as u32, 0)
+        })
+    }
+
+    #[inline(always)]
+    fn update_header_checksum(&mut self, at: usize, from: [u8; 4], to: [u8; 4]) -> Result<(), RewriteError> {
+        let (from, to) = (u32::from_ne_bytes(from), u32::from_ne_bytes(to));
+        // SAFETY: the helper checks the offset.
+        done(unsafe { bpf_l3_csum_replace(self.ctx.as_ptr().cast(), at as u32, from.into(), to.into(), 4) })
+    }
+
+    #[inline(always)]
+    fn update_checksum_by_address(&mut self, sum: Checksum, from: &[u8], to: &[u8]) -> Result<(), RewriteError> {
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | zero_flag(sum);
+        let ctx = self.ctx.as_ptr().cast();
+        if let (Ok(from), Ok(to)) = (<[u8; 4]>::try_from(from), <[u8; 4]>::try_from(to)) {
+            let (from, to) = (u32::from_ne_bytes(from), u32::from_ne_bytes(to));
+            // SAFETY: the helper checks the offset.
+            return done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, from.into(), to.into(), flags | 4) });
+        }
+        // SAFETY: the helper reads the given number of bytes of both slices, a multiple of 4.
+        let diff = unsafe {
+            bpf_csum_diff(
+                from.as_ptr().cast_mut().cast(),
+                from.len() as u32,
+                to.as_ptr().cast_mut().cast(),
+                to.len() as u32,
+                0,
+            )
+        };
+        // SAFETY: the helper checks the offset.
+        done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, 0, diff as u64, flags) })
+    }
+
+    #[inline(always)]
+    fn update_checksum_by_port(&mut self, sum: Checksum, from: [u8; 2], to: [u8; 2]) -> Result<(), RewriteError> {
+        let (from, to) = (u16::from_ne_bytes(from), u16::from_ne_bytes(to));
+        let ctx = self.ctx.as_ptr().cast();
+        // SAFETY: the helper checks the offset.
+        done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, from.into(), to.into(), zero_flag(sum) | 2) })
+    }
+}
+
+#[inline(always)]
+fn zero_flag(sum: Checksum) -> u64 {
+    if sum.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 }
+}
