@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The laboratory of the project: everything that the demo, the benchmark and the suites share.
+//!
+//! * [`netns`] and [`mountns`]: namespaces that nothing but this process holds, so that they vanish with it.
+//! * [`topology`]: clients, backends and a routing node between them, wired as a CNI plugin wires pods.
+//! * [`traffic`]: HTTP and UDP backends that serve their own name, and clients that ask for it.
+//! * [`capture`]: what is seen on a wire, and frames put onto one.
+//!
+//! All of it is synchronous, so that a test reads from top to bottom; what is asynchronous below (netlink, `kube`) brings
+//! its own runtime. It needs root: see [`privilege`].
+
+pub mod capture;
+pub mod mountns;
+pub mod netlink;
+pub mod netns;
+pub mod privilege;
+pub mod process;
+mod sys;
+pub mod topology;
+pub mod traffic;
+pub mod wait;
