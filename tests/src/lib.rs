@@ -4,14 +4,16 @@
 //! * [`topology`]: clients, backends and a routing node between them, wired as a CNI plugin wires pods.
 //! * [`traffic`]: HTTP and UDP backends that serve their own name, and clients that ask for it.
 //! * [`capture`]: what is seen on a wire, and frames put onto one.
+//! * [`packet`]: whole frames built as data, compared, and their checksums verified.
 //!
 //! All of it is synchronous, so that a test reads from top to bottom; what is asynchronous below (netlink, `kube`) brings
-//! its own runtime. It needs root: see [`privilege`].
+//! its own runtime. Everything but [`packet`] needs root: see [`privilege`].
 
 pub mod capture;
 pub mod mountns;
 pub mod netlink;
 pub mod netns;
+pub mod packet;
 pub mod privilege;
 pub mod process;
 mod sys;
