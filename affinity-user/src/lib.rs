@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Sticky Kubernetes Services in eBPF: loader, tables, reconciliation and the node daemon.
+
+pub mod object;

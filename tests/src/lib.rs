@@ -16,6 +16,7 @@ pub mod netns;
 pub mod packet;
 pub mod privilege;
 pub mod process;
+pub mod programs;
 mod sys;
 pub mod topology;
 pub mod traffic;
