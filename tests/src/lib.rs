@@ -5,14 +5,20 @@
 //! * [`traffic`]: HTTP and UDP backends that serve their own name, and clients that ask for it.
 //! * [`capture`]: what is seen on a wire, and frames put onto one.
 //! * [`packet`]: whole frames built as data, compared, and their checksums verified.
+//! * [`apiserver`]: a real etcd and kube-apiserver, and a door in front of them that can be shut.
+//! * [`objects`]: the Kubernetes objects that the suites write.
 //!
 //! All of it is synchronous, so that a test reads from top to bottom; what is asynchronous below (netlink, `kube`) brings
-//! its own runtime. Everything but [`packet`] needs root: see [`privilege`].
+//! its own runtime. Everything but [`packet`] and [`objects`] needs root: see [`privilege`].
 
+pub mod apiproxy;
+pub mod apiserver;
 pub mod capture;
+pub mod certs;
 pub mod mountns;
 pub mod netlink;
 pub mod netns;
+pub mod objects;
 pub mod packet;
 pub mod privilege;
 pub mod process;

@@ -162,15 +162,15 @@ fn serve(mut stream: TcpStream, client: SocketAddr, shared: &Shared) -> Result<(
 }
 
 /// A request or an answer.
-pub(crate) struct Message {
-    pub(crate) first_line: String,
+struct Message {
+    first_line: String,
     headers: HashMap<String, String>,
-    pub(crate) body: Vec<u8>,
+    body: Vec<u8>,
 }
 
 impl Message {
     /// Reads one; none at the end of the connection.
-    pub(crate) fn read(reader: &mut BufReader<TcpStream>) -> Result<Option<Self>> {
+    fn read(reader: &mut BufReader<TcpStream>) -> Result<Option<Self>> {
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
@@ -208,6 +208,13 @@ impl Message {
     fn closes(&self) -> bool {
         self.headers.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
+}
+
+/// Posts JSON to any HTTP server that this process reaches, and returns the body of its answer.
+pub(crate) fn post_json(server: SocketAddr, path: &str, json: &str) -> Result<Vec<u8>> {
+    let mut connection = HttpConnection::open_here(server, &ClientOptions::default())?;
+    connection.send("POST", path, "close", json.as_bytes())?;
+    Ok(connection.receive()?.body)
 }
 
 /// Asks for a name once, on a connection of its own.
@@ -307,25 +314,33 @@ impl HttpConnection {
     }
 
     fn exchange(&mut self, method: &str, path: &str, then: &str, body: &[u8]) -> Result<Answer> {
-        let server = self.server;
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {server}\r\nContent-Length: {}\r\nConnection: {then}\r\n\r\n",
-            body.len()
-        );
-        self.reader
-            .get_mut()
-            .write_all(&[head.as_bytes(), body].concat())
-            .with_context(|| format!("asking {server}"))?;
-        let answer = Message::read(&mut self.reader)
-            .with_context(|| format!("the answer of {server}"))?
-            .with_context(|| format!("{server} closed the connection without an answer"))?;
-        if !answer.first_line.starts_with("HTTP/1.1 200 ") {
-            bail!("{server} answered {}", answer.first_line);
-        }
+        self.send(method, path, then, body)?;
+        let answer = self.receive()?;
         Ok(Answer {
             backend: answer.header("x-backend")?.to_owned(),
             client: answer.header("x-client")?.parse()?,
             body: answer.body,
         })
+    }
+
+    fn send(&mut self, method: &str, path: &str, then: &str, body: &[u8]) -> Result<()> {
+        let server = self.server;
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {server}\r\nContent-Length: {}\r\nConnection: {then}\r\n\r\n",
+            body.len()
+        );
+        let request = [head.as_bytes(), body].concat();
+        self.reader.get_mut().write_all(&request).with_context(|| format!("asking {server}"))
+    }
+
+    fn receive(&mut self) -> Result<Message> {
+        let server = self.server;
+        let answer = Message::read(&mut self.reader)
+            .with_context(|| format!("the answer of {server}"))?
+            .with_context(|| format!("{server} closed the connection without an answer"))?;
+        if !answer.first_line.starts_with("HTTP/1.1 200 ") {
+            bail!("{server} answered {}: {}", answer.first_line, String::from_utf8_lossy(&answer.body));
+        }
+        Ok(answer)
     }
 }
