@@ -4,9 +4,9 @@
 //! it. There are no controllers: suites write `EndpointSlices` themselves, and a namespace is not emptied when it is deleted.
 //!
 //! # How to see 410 Gone
-//! A watch is refused with 410 ("too old resource version"), or ended by an `ERROR` event that says it, when it asks for
-//! changes since a version that the server no longer has. Two ways make that happen for certain, once the client's own
-//! connection is [`Door::Silent`] or cut, and something has been changed:
+//! A watch that asks for changes since a version that the server no longer has begins as any other, with 200, and is then
+//! ended by one `ERROR` event with a status of code 410 and reason `Expired` (seen with Kubernetes 1.37). Two ways make that
+//! happen for certain, once the client's own connection is [`Door::Silent`] or cut, and something has been changed:
 //!
 //! * [`ApiServer::stop`] and [`ApiServer::resume`]: a server starts with an empty watch cache, which knows nothing from
 //!   before it was filled.

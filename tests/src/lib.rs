@@ -7,6 +7,7 @@
 //! * [`packet`]: whole frames built as data, compared, and their checksums verified.
 //! * [`apiserver`]: a real etcd and kube-apiserver, and a door in front of them that can be shut.
 //! * [`objects`]: the Kubernetes objects that the suites write.
+//! * [`daemon`]: the `affinity` binary, run in a lab node.
 //!
 //! All of it is synchronous, so that a test reads from top to bottom; what is asynchronous below (netlink, `kube`) brings
 //! its own runtime. Everything but [`packet`] and [`objects`] needs root: see [`privilege`].
@@ -15,6 +16,7 @@ pub mod apiproxy;
 pub mod apiserver;
 pub mod capture;
 pub mod certs;
+pub mod daemon;
 pub mod mountns;
 pub mod netlink;
 pub mod netns;

@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
-use k8s_openapi::api::core::v1::{ClientIPConfig, Service, ServicePort, ServiceSpec, SessionAffinityConfig};
+use k8s_openapi::api::core::v1::{
+    ClientIPConfig, ObjectReference, Service, ServicePort, ServiceSpec, SessionAffinityConfig,
+};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -221,6 +223,21 @@ impl SliceObject {
             conditions: state.conditions(),
             ..SliceEndpoint::default()
         });
+        self
+    }
+
+    /// Says which pod the last endpoint is.
+    #[must_use]
+    pub fn pod(mut self, name: &str) -> Self {
+        let namespace = self.0.metadata.namespace.clone();
+        if let Some(endpoint) = self.0.endpoints.last_mut() {
+            endpoint.target_ref = Some(ObjectReference {
+                kind: Some("Pod".to_owned()),
+                name: Some(name.to_owned()),
+                namespace,
+                ..ObjectReference::default()
+            });
+        }
         self
     }
 

@@ -1,6 +1,7 @@
 //! Root, or one line that says so.
 
 use std::io::Write as _;
+use std::sync::Once;
 
 use nix::unistd::geteuid;
 
@@ -12,10 +13,14 @@ pub const NEEDS_ROOT: &str = "needs root (network namespaces, BPF): run it by `c
 /// Suites call it first in every test: a suite that cannot run has failed, and is never skipped. It ends the process
 /// instead of failing the test so that the line is written once, not once a test with a backtrace each.
 pub fn require_root() {
+    static ONCE: Once = Once::new();
     if !geteuid().is_root() {
-        // Not `eprintln!`, which the test harness captures.
-        let _ = writeln!(std::io::stderr(), "error: {}", message());
-        std::process::exit(1);
+        // Tests run side by side: the others wait here for the end.
+        ONCE.call_once(|| {
+            // Not `eprintln!`, which the test harness captures.
+            let _ = writeln!(std::io::stderr(), "error: {}", message());
+            std::process::exit(1);
+        });
     }
 }
 

@@ -3,13 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::Duration;
 
 use affinity_tests::capture::{Capture, Injector};
+use affinity_tests::daemon::{Daemon, DaemonOptions, SourceDir};
 use affinity_tests::mountns;
 use affinity_tests::netlink;
 use affinity_tests::netns::Netns;
+use affinity_tests::objects::ServiceObject;
+use affinity_tests::packet::Packet;
 use affinity_tests::privilege::require_root;
 use affinity_tests::process::{Place, Process};
 use affinity_tests::topology::{ETH0, Families, Host, Lab, LabOptions, Wiring};
@@ -141,21 +145,12 @@ fn a_stolen_source_address_is_dropped() -> Result<()> {
     };
     let socket = Injector::open(&client.netns, ETH0)?;
     for (source, payload) in [(client, &b"true"[..]), (other, b"false")] {
-        socket.send(&udp_frame(client, source, backend, payload)?)?;
+        let packet = Packet::udp((source.ip(), 1000), (backend.ip(), PORT)).payload(payload);
+        socket.send(&packet.macs(client.mac, client.node_mac).build())?;
     }
     arrived(client, b"true")?;
     arrived(other, b"false").expect_err("the node let a stolen address through");
     Ok(())
-}
-
-fn udp_frame(client: &Host, source: &Host, backend: &Host, payload: &[u8]) -> Result<Vec<u8>> {
-    let (source, to) = (source.ip4().context("IPv4")?, backend.ip4().context("IPv4")?);
-    let mut frame = Vec::new();
-    etherparse::PacketBuilder::ethernet2(client.mac, client.node_mac)
-        .ipv4(source.octets(), to.octets(), 64)
-        .udp(1000, PORT)
-        .write(&mut frame, payload)?;
-    Ok(frame)
 }
 
 #[test]
@@ -262,6 +257,51 @@ fn a_process_can_be_entered_by_its_id() -> Result<()> {
     process.must_run()?;
     drop(process);
     assert!(!fs::exists(format!("/proc/{pid}"))?);
+    Ok(())
+}
+
+/// What stands for the binary in [`a_daemon_is_started_and_ended`]: it says where it is, and is synced when it has said so;
+/// killed, it leaves what a later one must not be taken for.
+const STAND_IN: &str = r#"#!/bin/sh
+case "$1" in
+run)
+    trap 'rm /run/synced; echo ended; exit 0' TERM
+    echo "started $*"; cut -d: -f1 /proc/self/net/dev; echo $$ > /run/synced
+    while :; do sleep 0.1; done ;;
+status) test -e /run/synced && echo "{\"synced\": true, \"pid\": $(cat /run/synced)}" ;;
+*) echo "no verb $1" >&2; exit 2 ;;
+esac
+"#;
+
+#[test]
+fn a_daemon_is_started_and_ended() -> Result<()> {
+    require_root();
+    let lab = Lab::new(small())?;
+    let directory = tempfile::tempdir()?;
+    let binary = directory.path().join("affinity");
+    fs::write(&binary, STAND_IN)?;
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
+    let source = SourceDir::new()?;
+    source.write("web", &[&ServiceObject::new("web").tcp("http", 80, 8080).build()])?;
+    assert_eq!(mountns::list(source.path())?, ["web.yaml"]);
+    let mut options = DaemonOptions::new(source.source()).arguments(["--attach", "clsact"]);
+    options.binary = Some(binary);
+    let mut daemon = Daemon::start(&lab.node, options)?;
+    let log = daemon.log();
+    let started = format!(
+        "started run --pin-dir /sys/fs/bpf/affinity --source-dir {} --interface cli* --interface be* --attach clsact",
+        source.path().display()
+    );
+    for part in [&started[..], "cli0", "be0"] {
+        assert!(log.contains(part), "{part:?} in {log}");
+    }
+    assert!(!daemon.kill()?.success());
+    assert_eq!(daemon.cli().json(&["status"])?["synced"], true, "it could undo nothing");
+    daemon.resume()?;
+    assert!(daemon.terminate()?.success());
+    assert!(daemon.log().ends_with("ended\n"));
+    let error = daemon.cli().json(&["nonsense"]).expect_err("no such verb");
+    assert!(format!("{error:#}").contains("no verb nonsense"), "{error:#}");
     Ok(())
 }
 
