@@ -1,1 +1,50 @@
-fn main() {}
+//! The one door to the project: `cargo xtask <verb>`.
+
+mod artifacts;
+mod bench;
+mod build;
+mod machine;
+mod process;
+mod run;
+mod say;
+mod setup;
+mod suites;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Sets up, builds, runs and tests Affinity.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Setup(setup::Args),
+    Build(build::Args),
+    Run(run::Args),
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = process::end_children_on_interrupt().and_then(|()| match cli.verb {
+        Verb::Setup(args) => setup::verb(&args),
+        Verb::Build(args) => build::verb(&args),
+        Verb::Run(args) => run::verb(args),
+        Verb::Bench(args) => bench::verb(args),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! `cargo xtask build`: the BPF object, and the one binary that carries it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{artifacts, process, say, setup, toolchain, workspace};
+
+/// Build the `affinity` binary with the BPF object inside it
+///
+/// The object goes to target/bpf/affinity.o, where `cargo build`, `cargo test` and editors find it from then on.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask build          # target/release/affinity\n  \
+                        cargo xtask build --debug  # target/debug/affinity: compiles faster, asserts more")]
+pub struct Args {
+    /// Build the binary unoptimised, with debug assertions (the BPF object is the same)
+    #[arg(long)]
+    debug: bool,
+}
+
+/// Runs the verb.
+pub fn verb(args: &Args) -> Result<()> {
+    let profile = if args.debug { Profile::Debug } else { Profile::Release };
+    let binary = daemon(profile)?;
+    for path in [workspace::object(), binary] {
+        let bytes = fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+        say::progress("Built", &format!("{} ({})", workspace::short(&path), size(bytes)));
+    }
+    Ok(())
+}
+
+/// How user space is compiled.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Profile {
+    /// Quick to compile.
+    Debug,
+    /// Quick to run.
+    Release,
+}
+
+impl Profile {
+    /// cargo's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Profile::Debug => "dev",
+            Profile::Release => "release",
+        }
+    }
+}
+
+/// Compiles the object and then the `affinity` binary; returns where that is.
+pub fn daemon(profile: Profile) -> Result<PathBuf> {
+    object()?;
+    binary("affinity-user", "affinity", profile)
+}
+
+/// Compiles the datapath to `target/bpf/affinity.o`. The file is touched only where its content changes, so that nothing
+/// in user space is compiled anew for nothing.
+pub fn object() -> Result<PathBuf> {
+    let toolchain = setup::toolchain()?;
+    // A target directory of its own: two cargos would throw away each other's work in a common one.
+    let target = workspace::root().join("target/bpf-build");
+    let mut cargo = toolchain.cargo("build");
+    cargo.args(["--locked", "--package", "affinity-ebpf", "--profile", "bpf", "--target-dir"]).arg(&target);
+    process::run(cargo).context("compiling the datapath")?;
+    let built = target.join(toolchain::TARGET).join("bpf/affinity");
+    let object = workspace::object();
+    copy_if_changed(&built, &object)?;
+    Ok(object)
+}
+
+/// Compiles a binary for this machine and returns where it is.
+pub fn binary(package: &str, name: &str, profile: Profile) -> Result<PathBuf> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--package", package, "--bin", name, "--profile", profile.name()]);
+    cargo.args(["--message-format", "json-render-diagnostics"]).stdin(Stdio::null());
+    let built = artifacts::executables(&process::capture(cargo)?);
+    let found = built.into_iter().find(|executable| executable.name == name);
+    found.map(|executable| executable.path).with_context(|| format!("{package} has no binary `{name}`"))
+}
+
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let content = fs::read(from).with_context(|| from.display().to_string())?;
+    if fs::read(to).is_ok_and(|present| present == content) {
+        return Ok(());
+    }
+    let directory = to.parent().context("the object has no directory")?;
+    fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    // Renamed into place, so that a build script never reads half of it.
+    let new = to.with_extension("new");
+    fs::write(&new, content).with_context(|| new.display().to_string())?;
+    fs::rename(&new, to).with_context(|| to.display().to_string())
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{} KiB", bytes / 1024),
+        _ => format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(size(512), "512 B");
+        assert_eq!(size(60_000), "58 KiB");
+        assert_eq!(size(10 * 1_048_576 + 524_288), "10.5 MiB");
+    }
+
+    #[test]
+    fn a_file_is_written_only_where_its_content_changes() -> Result<()> {
+        let directory = std::env::temp_dir().join(format!("affinity-xtask-{}", std::process::id()));
+        fs::create_dir_all(&directory)?;
+        let (from, to) = (directory.join("from"), directory.join("deeper/to"));
+        fs::write(&from, "one")?;
+        copy_if_changed(&from, &to)?;
+        let before = fs::metadata(&to)?.modified()?;
+        copy_if_changed(&from, &to)?;
+        assert_eq!(fs::metadata(&to)?.modified()?, before);
+        fs::write(&from, "two")?;
+        copy_if_changed(&from, &to)?;
+        assert_eq!(fs::read_to_string(&to)?, "two");
+        fs::remove_dir_all(&directory)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! What the machine has, and how it gets what it lacks: programs, root, Debian's packages.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Once,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::{AccessFlags, Uid, access};
+
+use crate::{process, say};
+
+/// The program's path, in `PATH` or where administrators' programs are (not in everybody's `PATH`).
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|program| is_executable(program))
+}
+
+/// Whether the path is a file that we may execute.
+pub fn is_executable(path: &Path) -> bool {
+    path.is_file() && access(path, AccessFlags::X_OK).is_ok()
+}
+
+/// The command as root: itself where we are root, by sudo otherwise, with the same environment.
+pub fn as_root(command: Command) -> Result<Command> {
+    if Uid::effective().is_root() {
+        return Ok(command);
+    }
+    let sudo = find_program("sudo")
+        .with_context(|| format!("`{}` needs root and there is no sudo: run as root", process::line(&command)))?;
+    let mut elevated = Command::new(sudo);
+    // sudo resets PATH even where it is told to keep the environment.
+    elevated.args(["-E", "env"]).arg(assignment("PATH", &env::var_os("PATH").unwrap_or_default()));
+    elevated.args(command.get_envs().filter_map(|(name, value)| Some(assignment(name, value?))));
+    elevated.arg(command.get_program()).args(command.get_args());
+    if let Some(directory) = command.get_current_dir() {
+        elevated.current_dir(directory);
+    }
+    Ok(elevated)
+}
+
+fn assignment(name: impl AsRef<std::ffi::OsStr>, value: &std::ffi::OsStr) -> std::ffi::OsString {
+    let mut assignment = name.as_ref().to_owned();
+    assignment.push("=");
+    assignment.push(value);
+    assignment
+}
+
+/// Whether the machine has Debian's package manager.
+pub fn has_apt() -> bool {
+    find_program("apt-get").is_some()
+}
+
+/// Installs Debian packages, saying so first.
+pub fn apt_install(packages: &[&str]) -> Result<()> {
+    static UPDATED: Once = Once::new();
+    if !has_apt() {
+        bail!("no apt-get to install {} with: install what provides them on this system", packages.join(" "));
+    }
+    say::progress("Installing", &format!("Debian packages {}", packages.join(" ")));
+    let mut lists = Ok(());
+    UPDATED.call_once(|| lists = apt(&["update"], "apt-get update"));
+    if let Err(error) = lists {
+        // An unreachable list need not hold what we look for, and old lists may do.
+        say::warning(&format!("{error:#}"));
+    }
+    let arguments = [&["install", "-y", "--no-install-recommends"], packages].concat();
+    apt(&arguments, "apt-get install").with_context(|| format!("Debian packages {}", packages.join(" ")))
+}
+
+fn apt(arguments: &[&str], what: &str) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    process::quiet(what, as_root(command)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_and_others_are_not() {
+        assert!(find_program("sh").is_some_and(|path| is_executable(&path)));
+        assert_eq!(find_program("no-such-program-anywhere"), None);
+        assert!(!is_executable(Path::new("/etc/passwd")));
+    }
+}

@@ -1,0 +1,51 @@
+//! `cargo xtask setup`: what building and testing need is there afterwards.
+
+use anyhow::Result;
+
+use crate::{
+    machine, say,
+    toolchain::{self, Toolchain},
+};
+
+/// Programs that the tests start, and the Debian packages that have them.
+const TOOLS: [(&str, &str); 1] = [("bpftool", "bpftool")];
+
+/// Find or install the BPF toolchain and the tools of the tests (the other verbs do so by themselves)
+///
+/// Uses rustup's nightly where it has rust-src and a bpf-linker of the same LLVM is there or can be built; else Debian's
+/// packaged Rust, installed by apt-get (through sudo where you are not root). Says what it installs before it does.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask setup         # installs what is missing, says nothing more\n  \
+                        cargo xtask setup --show  # and says what it found")]
+pub struct Args {
+    /// Say what was found
+    #[arg(long)]
+    show: bool,
+}
+
+/// Runs the verb.
+pub fn verb(args: &Args) -> Result<()> {
+    let toolchain = toolchain()?;
+    tools()?;
+    if args.show {
+        say::progress("Found", &toolchain.describe());
+        for (program, _) in TOOLS {
+            if let Some(path) = machine::find_program(program) {
+                say::progress("Found", &path.display().to_string());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Finds or installs the BPF toolchain.
+pub fn toolchain() -> Result<Toolchain> {
+    toolchain::find_or_install()
+}
+
+/// Finds or installs what the tests start.
+pub fn tools() -> Result<()> {
+    let missing = TOOLS.iter().filter(|(program, _)| machine::find_program(program).is_none());
+    let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    if packages.is_empty() { Ok(()) } else { machine::apt_install(&packages) }
+}

@@ -1,0 +1,165 @@
+//! The BPF toolchain: a compiler that has (or builds) `core` for the BPF target, and a `bpf-linker` of the same LLVM.
+
+mod debian;
+mod linker;
+mod rustup;
+mod version;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, bail};
+
+use crate::{machine, process, workspace};
+use version::{Version, llvm_of, release_of};
+
+/// Found and ready to compile the datapath.
+pub struct Toolchain {
+    compiler: Compiler,
+    linker: PathBuf,
+}
+
+/// A compiler that can make BPF bitcode.
+struct Compiler {
+    /// What people call it.
+    name: &'static str,
+    cargo: PathBuf,
+    rustc: PathBuf,
+    release: Version,
+    /// The major version of the LLVM that makes the bitcode.
+    llvm: u32,
+    core: Core,
+}
+
+/// Where the `core` of the BPF target comes from.
+#[derive(Clone, Copy, PartialEq)]
+enum Core {
+    /// Compiled from `rust-src`, as only a nightly does.
+    Source,
+    /// Shipped compiled.
+    Prebuilt,
+}
+
+/// Finds the BPF toolchain, or installs it and says what.
+pub fn find_or_install() -> Result<Toolchain> {
+    // The nightly only where nothing is missing, or what is missing can be had.
+    if let Some(compiler) = rustup::compiler()
+        && (linker::find(compiler.llvm).is_some() || linker::installable(compiler.llvm))
+    {
+        return with_linker(compiler);
+    }
+    if let Some(compiler) = debian::compiler() {
+        return with_linker(compiler);
+    }
+    if !machine::has_apt() {
+        bail!(
+            "no BPF toolchain here and no apt-get to install Debian's: type `rustup toolchain install nightly \
+             --component rust-src` and install a bpf-linker of the same LLVM \
+             (https://github.com/aya-rs/bpf-linker#installation)"
+        );
+    }
+    with_linker(debian::install()?)
+}
+
+fn with_linker(compiler: Compiler) -> Result<Toolchain> {
+    let linker = match linker::find(compiler.llvm) {
+        Some(linker) => linker,
+        None => linker::install(compiler.llvm)?,
+    };
+    Ok(Toolchain { compiler, linker })
+}
+
+impl Toolchain {
+    /// In one line: which compiler, which linker.
+    pub fn describe(&self) -> String {
+        let Compiler { name, release, llvm, .. } = &self.compiler;
+        format!("{name} {release} (LLVM {llvm}), {}", self.linker.display())
+    }
+
+    /// The toolchain's cargo in the root of the checkout, without what the cargo around us has set for its own children.
+    pub fn cargo(&self, subcommand: &str) -> Command {
+        let mut cargo = Command::new(&self.compiler.cargo);
+        cargo.arg(subcommand).current_dir(workspace::root());
+        forget_outer_cargo(&mut cargo);
+        cargo.env("CARGO", &self.compiler.cargo).env("RUSTC", &self.compiler.rustc);
+        let flags = [
+            format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
+            "-Cdebuginfo=2".to_owned(),
+            "-Clink-arg=--btf".to_owned(),
+            // Atomics that return what was there came with v3 (kernel 5.12).
+            "-Ctarget-cpu=v3".to_owned(),
+            format!("-Clinker={}", self.linker.display()),
+        ];
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        match self.compiler.core {
+            Core::Source => cargo.arg("-Zbuild-std=core"),
+            // `asm_experimental_arch` on a compiler that is no nightly.
+            Core::Prebuilt => cargo.env("RUSTC_BOOTSTRAP", "1"),
+        };
+        cargo.args(["--target", TARGET]);
+        cargo
+    }
+}
+
+/// The BPF target of this machine's byte order.
+pub const TARGET: &str = if cfg!(target_endian = "little") { "bpfel-unknown-none" } else { "bpfeb-unknown-none" };
+
+/// Takes out what would lead another cargo to the compiler, the flags or the libraries of the one around us. What people
+/// set for every cargo (home, network, registries, terminal) stays.
+fn forget_outer_cargo(command: &mut Command) {
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(belongs_to_outer_cargo) {
+            command.env_remove(name);
+        }
+    }
+}
+
+fn belongs_to_outer_cargo(name: &str) -> bool {
+    const KEPT: [&str; 6] = ["HOME", "NET_", "HTTP_", "REGISTR", "TERM_", "INCREMENTAL"];
+    const OTHERS: [&str; 7] = [
+        "RUSTC",
+        "RUSTDOC",
+        "RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTUP_TOOLCHAIN",
+        "LD_LIBRARY_PATH",
+    ];
+    match name.strip_prefix("CARGO_") {
+        Some(rest) => !KEPT.iter().any(|kept| rest.starts_with(kept)),
+        None => name == "CARGO" || OTHERS.contains(&name),
+    }
+}
+
+impl Compiler {
+    /// Asks the compiler what it is. `None` where it does not say, or is too old for the workspace.
+    fn probe(name: &'static str, cargo: PathBuf, rustc: &Path, core: Core) -> Option<Self> {
+        if !machine::is_executable(&cargo) || !machine::is_executable(rustc) {
+            return None;
+        }
+        let mut ask = Command::new(rustc);
+        ask.arg("-vV").env_remove("LD_LIBRARY_PATH");
+        let answer = process::capture(ask).ok()?;
+        let (release, llvm) = (release_of(&answer)?, llvm_of(&answer)?);
+        let enough = Version::parse(workspace::RUST_VERSION).is_none_or(|oldest| release >= oldest);
+        enough.then(|| Self { name, cargo, rustc: rustc.to_owned(), release, llvm, core })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outer_cargo_is_forgotten_and_peoples_settings_are_not() {
+        for name in ["CARGO", "CARGO_PKG_NAME", "CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS", "RUSTUP_TOOLCHAIN"] {
+            assert!(belongs_to_outer_cargo(name), "{name}");
+        }
+        for name in ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_REGISTRIES_CRATES_IO_PROTOCOL", "HOME", "RUSTUP_HOME"] {
+            assert!(!belongs_to_outer_cargo(name), "{name}");
+        }
+    }
+}
