@@ -8,6 +8,7 @@
 //! * [`apiserver`]: a real etcd and kube-apiserver, and a door in front of them that can be shut.
 //! * [`objects`]: the Kubernetes objects that the suites write.
 //! * [`daemon`]: the `affinity` binary, run in a lab node.
+//! * [`view`]: what its verbs print.
 //!
 //! All of it is synchronous, so that a test reads from top to bottom; what is asynchronous below (netlink, `kube`) brings
 //! its own runtime. Everything but [`packet`] and [`objects`] needs root: see [`privilege`].
@@ -28,4 +29,5 @@ pub mod programs;
 mod sys;
 pub mod topology;
 pub mod traffic;
+pub mod view;
 pub mod wait;

@@ -58,8 +58,8 @@ fn first_connections_at_one_instant_meet_on_one_backend() -> Result<()> {
             count(Reason::AffinityAdopted)
         );
         assert_eq!(parted, 0, "{found:?}");
-        assert_eq!(count(expected), PAIRS.into(), "one of each pair chose, the other followed ({found:?})");
-        assert_eq!(count(Reason::AffinityHit) + count(Reason::AffinityAdopted), PAIRS.into());
+        assert_eq!(count(expected), u64::from(PAIRS), "one of each pair chose, the other followed ({found:?})");
+        assert_eq!(count(Reason::AffinityHit) + count(Reason::AffinityAdopted), u64::from(PAIRS));
         assert!(count(Reason::AffinityAdopted) > 0, "no two packets ever met: this is no race ({found:?})");
     }
     Ok(())

@@ -1,0 +1,254 @@
+//! The daemon on a real kube-apiserver: what is created, changed and deleted, and what happens when one of the two is away.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use affinity_tests::apiproxy::{ApiProxy, Door};
+use affinity_tests::apiserver::{ApiOptions, ApiServer};
+use affinity_tests::daemon::{Cli, Daemon, DaemonOptions, Source};
+use affinity_tests::objects::{Endpoint, ServiceObject, SliceObject};
+use affinity_tests::privilege::require_root;
+use affinity_tests::topology::{Lab, LabOptions};
+use affinity_tests::traffic::{Backend, ClientOptions, http_get};
+use affinity_tests::wait;
+use anyhow::{Context as _, Result};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Longer than any backoff of the watch.
+const CONVERGES: Duration = Duration::from_secs(45);
+const POD_PORT: u16 = 8080;
+const WEB: &str = "10.96.0.10:80";
+
+/// A lab and an API server with a door between them. The daemon is started by [`Site::daemon`].
+struct Site {
+    pods: Vec<Backend>,
+    lab: Lab,
+    door: ApiProxy,
+    kubeconfig: std::path::PathBuf,
+    api: ApiServer,
+}
+
+impl Site {
+    fn new(options: ApiOptions) -> Result<Self> {
+        require_root();
+        let api = ApiServer::start(options)?;
+        let lab = Lab::new(LabOptions::default())?;
+        let pods = lab.backends.iter().map(|host| Backend::start(host, POD_PORT)).collect::<Result<_>>()?;
+        let (door, kubeconfig) = api.proxy(Some(&lab.node.netns))?;
+        Ok(Self { pods, lab, door, kubeconfig, api })
+    }
+
+    fn daemon(&self) -> Result<Daemon> {
+        Daemon::start(&self.lab.node, DaemonOptions::new(Source::Kubeconfig(self.kubeconfig.clone())))
+    }
+
+    /// A sticky service of the first `count` pods.
+    fn apply_web(&self, count: usize) -> Result<()> {
+        self.api.apply(&web("web", "10.96.0.10").affinity(600).build())?;
+        self.apply_slice("web", 0..count)
+    }
+
+    fn apply_slice(&self, service: &str, pods: std::ops::Range<usize>) -> Result<()> {
+        let mut slice = SliceObject::of(service, "1").tcp("http", POD_PORT);
+        for host in &self.lab.backends[pods] {
+            slice = slice.endpoint(host.ip(), Endpoint::Ready).pod(&host.name);
+        }
+        self.api.apply(&slice.build())?;
+        Ok(())
+    }
+
+    fn ask(&self, client: usize, service: &str) -> Result<String> {
+        let options = ClientOptions::default().within(3 * SECOND);
+        Ok(http_get(&self.lab.clients[client].netns, service.parse()?, &options)?.backend)
+    }
+
+    fn one_pod_each(&self, requests: usize) -> Result<Vec<String>> {
+        let mut reached = vec![BTreeSet::new(); self.lab.clients.len()];
+        for _ in 0..requests {
+            for (client, pods) in reached.iter_mut().enumerate() {
+                pods.insert(self.ask(client, WEB)?);
+            }
+        }
+        assert!(reached.iter().all(|pods| pods.len() == 1), "{reached:?}");
+        Ok(reached.into_iter().flatten().collect())
+    }
+}
+
+fn web(name: &str, ip: &str) -> ServiceObject {
+    ServiceObject::new(name).cluster_ip(ip).tcp("http", 80, POD_PORT)
+}
+
+fn has(cli: &Cli, name: &str, eligible: usize) -> Result<()> {
+    cli.wait_for_service(name, CONVERGES, |row| row.is_some_and(|row| row.eligible == eligible))
+}
+
+fn is_gone(cli: &Cli, name: &str) -> Result<()> {
+    cli.wait_for_service(name, CONVERGES, |row| row.is_none())
+}
+
+/// The main promise from a real API server: 1,000 requests of three clients to a service of five replicas.
+#[test]
+fn three_clients_keep_their_pods_among_five() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    site.apply_web(5)?;
+    let daemon = site.daemon()?;
+    has(daemon.cli(), "default/web", 5)?;
+    let pods = site.one_pod_each(334)?;
+    assert!(pods.iter().collect::<BTreeSet<_>>().len() >= 2, "{pods:?}");
+    let served: usize = site.pods.iter().map(|pod| pod.http.requests()).sum();
+    assert_eq!(served, 3 * 334);
+    Ok(())
+}
+
+#[test]
+fn objects_are_followed_as_they_change() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    let daemon = site.daemon()?;
+    let cli = daemon.cli();
+    site.apply_web(2)?;
+    has(cli, "default/web", 2)?;
+    site.one_pod_each(2)?;
+    // A second slice of the same service.
+    let second = SliceObject::of("web", "2").tcp("http", POD_PORT).endpoint(site.lab.backends[2].ip(), Endpoint::Ready);
+    site.api.apply(&second.build())?;
+    has(cli, "default/web", 3)?;
+    // Affinity and timeout.
+    site.api.apply(&web("web", "10.96.0.10").no_affinity().build())?;
+    cli.wait_for_service("default/web", CONVERGES, |row| {
+        row.is_some_and(|row| row.affinity_timeout_seconds.is_none())
+    })?;
+    site.api.apply(&web("web", "10.96.0.10").affinity(77).build())?;
+    cli.wait_for_service("default/web", CONVERGES, |row| {
+        row.is_some_and(|row| row.affinity_timeout_seconds == Some(77))
+    })?;
+    // Another port.
+    site.api
+        .apply(&ServiceObject::new("web").cluster_ip("10.96.0.10").tcp("http", 8000, POD_PORT).affinity(77).build())?;
+    wait::until("the service at its new port", CONVERGES, || Ok(site.ask(0, "10.96.0.10:8000").ok()))?;
+    site.ask(0, WEB).expect_err("its old port is no service's");
+    // Away.
+    site.api.delete(&second.build())?;
+    has(cli, "default/web", 2)?;
+    site.api.delete(&web("web", "10.96.0.10").build())?;
+    is_gone(cli, "default/web")?;
+    site.ask(0, "10.96.0.10:8000").expect_err("the service is gone");
+    Ok(())
+}
+
+/// The API server is away, and what has changed meanwhile is seen when it is back.
+#[test]
+fn a_watch_that_breaks_misses_nothing() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    site.apply_web(3)?;
+    site.api.apply(&web("old", "10.96.0.11").build())?;
+    let daemon = site.daemon()?;
+    let cli = daemon.cli();
+    has(cli, "default/web", 3)?;
+    let pods = site.one_pod_each(2)?;
+    site.door.set(Door::Shut);
+    assert!(site.door.cut() > 0, "no connection was open");
+    site.api.delete(&web("old", "10.96.0.11").build())?;
+    site.api.apply(&web("new", "10.96.0.12").build())?;
+    site.apply_slice("new", 0..1)?;
+    assert_eq!(site.one_pod_each(3)?, pods, "the datapath goes on");
+    wait::until_true("a source that is known to be stale", CONVERGES, || {
+        Ok(cli.json(&["status"])?.to_string().contains("stale_since"))
+    })?;
+    site.door.set(Door::Open);
+    has(cli, "default/new", 1)?;
+    is_gone(cli, "default/old")?;
+    assert_eq!(site.one_pod_each(3)?, pods);
+    Ok(())
+}
+
+#[test]
+fn a_killed_api_server_loses_nothing_and_what_was_deleted_is_gone() -> Result<()> {
+    let mut site = Site::new(ApiOptions::default())?;
+    site.apply_web(3)?;
+    site.api.apply(&web("old", "10.96.0.11").build())?;
+    let daemon = site.daemon()?;
+    let cli = daemon.cli();
+    has(cli, "default/old", 0)?;
+    has(cli, "default/web", 3)?;
+    let pods = site.one_pod_each(2)?;
+    site.api.kill()?;
+    assert_eq!(site.one_pod_each(3)?, pods, "the datapath goes on");
+    // Changed under the daemon's nose: it is let in only afterwards.
+    site.door.set(Door::Shut);
+    site.door.cut();
+    site.api.resume()?;
+    site.api.delete(&web("old", "10.96.0.11").build())?;
+    site.apply_slice("web", 0..2)?;
+    site.door.set(Door::Open);
+    is_gone(cli, "default/old")?;
+    has(cli, "default/web", 2)?;
+    Ok(())
+}
+
+/// The server has forgotten the version that the daemon's watch would go on from.
+#[test]
+fn a_version_that_is_gone_is_listed_anew() -> Result<()> {
+    let site = Site::new(ApiOptions { watch_cache: false, ..ApiOptions::default() })?;
+    site.apply_web(3)?;
+    site.api.apply(&web("old", "10.96.0.11").build())?;
+    let daemon = site.daemon()?;
+    let cli = daemon.cli();
+    has(cli, "default/old", 0)?;
+    let version = site.api.resource_version()?;
+    site.door.set(Door::Shut);
+    site.door.cut();
+    site.api.delete(&web("old", "10.96.0.11").build())?;
+    site.apply_slice("web", 0..2)?;
+    site.api.compact()?;
+    assert!(site.api.watch_is_gone(&version)?, "the server still knows {version}");
+    site.door.set(Door::Open);
+    is_gone(cli, "default/old")?;
+    has(cli, "default/web", 2)?;
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_is_killed_catches_up() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    site.apply_web(5)?;
+    site.api.apply(&web("old", "10.96.0.11").build())?;
+    let mut daemon = site.daemon()?;
+    has(daemon.cli(), "default/old", 0)?;
+    has(daemon.cli(), "default/web", 5)?;
+    let pods = site.one_pod_each(2)?;
+    let ids = |cli: &Cli| -> Result<BTreeSet<(u32, String)>> {
+        Ok(cli
+            .backends()?
+            .into_iter()
+            .filter(|row| row.service == "default/web")
+            .map(|row| (row.id, row.address))
+            .collect())
+    };
+    let before = ids(daemon.cli())?;
+    daemon.kill()?;
+    site.api.delete(&web("old", "10.96.0.11").build())?;
+    site.api.apply(&web("new", "10.96.0.12").build())?;
+    site.apply_slice("new", 0..1)?;
+    assert_eq!(site.one_pod_each(2)?, pods, "without a daemon");
+    daemon.resume()?;
+    is_gone(daemon.cli(), "default/old")?;
+    has(daemon.cli(), "default/new", 1)?;
+    assert_eq!(site.one_pod_each(2)?, pods);
+    assert_eq!(ids(daemon.cli())?, before, "ids are adopted");
+    // A pod less while it is away: its clients move, and only they.
+    daemon.kill()?;
+    let lost = site.lab.backends.iter().position(|host| host.name == pods[0]).context("a pod")?;
+    let mut slice = SliceObject::of("web", "1").tcp("http", POD_PORT);
+    for (index, host) in site.lab.backends.iter().enumerate() {
+        if index != lost {
+            slice = slice.endpoint(host.ip(), Endpoint::Ready).pod(&host.name);
+        }
+    }
+    site.api.apply(&slice.build())?;
+    daemon.resume()?;
+    has(daemon.cli(), "default/web", 4)?;
+    for (before, after) in pods.iter().zip(site.one_pod_each(2)?) {
+        assert_eq!(*before == after, *before != pods[0]);
+    }
+    Ok(())
+}

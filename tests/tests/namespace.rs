@@ -1,0 +1,593 @@
+//! The daemon and its programs on real interfaces, with real sockets: what packet tests can't show.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use affinity_tests::daemon::{Cli, Daemon, DaemonOptions, PIN_DIR, SourceDir};
+use affinity_tests::objects::{Endpoint, ServiceObject, SliceObject};
+use affinity_tests::privilege::require_root;
+use affinity_tests::topology::{Host, Lab, LabOptions, Wiring};
+use affinity_tests::traffic::{Backend, ClientOptions, HttpConnection, UdpClient, http_get};
+use affinity_tests::{mountns, wait};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+const SECOND: Duration = Duration::from_secs(1);
+const POD_PORT: u16 = 8080;
+const STICKY: &str = "10.96.0.10:80";
+const SPREAD: &str = "10.96.0.20:80";
+
+/// A lab with pods that serve, and a daemon on a directory of YAML with a sticky and a spreading service of all of them.
+struct Site {
+    // In the order in which they are dropped.
+    daemon: Daemon,
+    _pods: Vec<Backend>,
+    lab: Lab,
+    source: SourceDir,
+}
+
+impl Site {
+    fn new(options: LabOptions, arguments: &[&str]) -> Result<Self> {
+        require_root();
+        let lab = Lab::new(options)?;
+        let pods = lab.backends.iter().map(|host| Backend::start(host, POD_PORT)).collect::<Result<_>>()?;
+        let source = SourceDir::new()?;
+        let states = vec![Endpoint::Ready; lab.backends.len()];
+        write(&source, &lab, &states, Some(10_800))?;
+        let options = DaemonOptions::new(source.source()).arguments(arguments.iter().copied());
+        let daemon = Daemon::start(&lab.node, options)?;
+        Ok(Self { daemon, _pods: pods, lab, source })
+    }
+
+    fn standard() -> Result<Self> {
+        Self::new(LabOptions::default(), &[])
+    }
+
+    /// Changes the services, and waits until the maps hold it.
+    fn set(&self, states: &[Endpoint], timeout: Option<i32>) -> Result<()> {
+        write(&self.source, &self.lab, states, timeout)?;
+        let ready = states.iter().filter(|state| matches!(state, Endpoint::Ready | Endpoint::Unknown)).count();
+        let serving = states.iter().filter(|state| matches!(state, Endpoint::TerminatingServing)).count();
+        let eligible = if ready == 0 { serving } else { ready };
+        let timeout = timeout.map(i32::cast_unsigned);
+        self.cli().wait_for_service("default/sticky", 10 * SECOND, |row| {
+            row.is_some_and(|row| row.eligible == eligible && row.affinity_timeout_seconds == timeout)
+        })?;
+        self.cli()
+            .wait_for_service("default/spread", 10 * SECOND, |row| row.is_some_and(|row| row.eligible == eligible))
+    }
+
+    fn all(&self, state: Endpoint) -> Vec<Endpoint> {
+        vec![state; self.lab.backends.len()]
+    }
+
+    fn cli(&self) -> &Cli {
+        self.daemon.cli()
+    }
+
+    /// Asks a service on a new connection; returns the pod's name.
+    fn ask(&self, client: usize, service: &str) -> Result<String> {
+        ask(&self.lab.clients[client], service)
+    }
+
+    /// Which pods each client reaches by `requests` connections each.
+    fn ask_all(&self, service: &str, requests: usize) -> Result<Vec<BTreeMap<String, usize>>> {
+        let mut seen = vec![BTreeMap::new(); self.lab.clients.len()];
+        for _ in 0..requests {
+            for (client, seen) in seen.iter_mut().enumerate() {
+                *seen.entry(self.ask(client, service)?).or_default() += 1;
+            }
+        }
+        Ok(seen)
+    }
+
+    fn open(&self, client: usize, service: &str) -> Result<HttpConnection> {
+        HttpConnection::open(&self.lab.clients[client].netns, service.parse()?, &ClientOptions::default())
+    }
+}
+
+fn write(source: &SourceDir, lab: &Lab, states: &[Endpoint], timeout: Option<i32>) -> Result<()> {
+    for (name, frontend, timeout) in [("sticky", STICKY, timeout), ("spread", SPREAD, None)] {
+        let address: SocketAddr = frontend.parse()?;
+        let ip = address.ip().to_string();
+        let service = ServiceObject::new(name).cluster_ip(&ip).tcp("http", 80, POD_PORT).udp("udp", 80, POD_PORT);
+        let service = match timeout {
+            Some(seconds) => service.affinity(seconds),
+            None => service.no_affinity(),
+        };
+        let mut slice = SliceObject::of(name, "1").tcp("http", POD_PORT).udp("udp", POD_PORT);
+        for (host, state) in lab.backends.iter().zip(states) {
+            slice = slice.endpoint(host.ip(), *state).pod(&host.name);
+        }
+        source.write(name, &[&service.build(), &slice.build()])?;
+    }
+    Ok(())
+}
+
+fn ask(client: &Host, service: &str) -> Result<String> {
+    let answer = http_get(&client.netns, service.parse()?, &ClientOptions::default().within(3 * SECOND))?;
+    assert_eq!(answer.client.ip(), client.ip(), "the pod sees its client");
+    Ok(answer.backend)
+}
+
+fn one_pod_each(seen: &[BTreeMap<String, usize>]) -> Vec<String> {
+    seen.iter()
+        .map(|pods| {
+            assert_eq!(pods.len(), 1, "one pod for each client: {seen:?}");
+            pods.keys().next().cloned().unwrap_or_default()
+        })
+        .collect()
+}
+
+/// 1,000 requests of three clients, and as many to the service that spreads.
+fn clients_are_kept_and_spread(site: &Site, requests: usize) -> Result<()> {
+    let pods = one_pod_each(&site.ask_all(STICKY, requests)?);
+    assert!(pods.iter().collect::<BTreeSet<_>>().len() >= 2, "different clients, different pods: {pods:?}");
+    for pods in site.ask_all(SPREAD, 40)? {
+        assert!(pods.len() >= 3, "spread: {pods:?}");
+    }
+    // UDP too, and what the client sees is the service's address.
+    for client in &site.lab.clients {
+        let mut reached = BTreeSet::new();
+        for _ in 0..20 {
+            let udp = UdpClient::open(&client.netns, STICKY.parse()?, &ClientOptions::default())?;
+            reached.insert(udp.ask(STICKY.parse()?, b"who are you?")?.backend);
+        }
+        assert_eq!(reached.len(), 1);
+    }
+    // 1 MB each way: frames beyond the MTU where there is GSO, checksums left to the hardware where there is offload.
+    for service in [STICKY, SPREAD] {
+        site.open(0, service)?.echo(1 << 20, 7)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn clients_are_kept_over_a_thousand_requests() -> Result<()> {
+    clients_are_kept_and_spread(&Site::standard()?, 334)
+}
+
+#[test]
+fn also_by_clsact() -> Result<()> {
+    clients_are_kept_and_spread(&Site::new(LabOptions::default(), &["--attach", "clsact"])?, 50)
+}
+
+#[test]
+fn also_on_a_bridge() -> Result<()> {
+    clients_are_kept_and_spread(&Site::new(LabOptions { wiring: Wiring::Bridge, ..LabOptions::default() }, &[])?, 50)
+}
+
+#[test]
+fn also_without_offloads() -> Result<()> {
+    clients_are_kept_and_spread(&Site::new(LabOptions { offloads: false, ..LabOptions::default() }, &[])?, 50)
+}
+
+#[test]
+fn clients_of_a_lost_pod_move_and_only_they() -> Result<()> {
+    let site = Site::standard()?;
+    let before = one_pod_each(&site.ask_all(STICKY, 5)?);
+    let mut kept = site.open(0, STICKY)?;
+    kept.get()?;
+    let lost = site.lab.backends.iter().position(|host| host.name == before[0]).context("a pod")?;
+    for state in [Endpoint::NotReady, Endpoint::TerminatingServing, Endpoint::Terminating] {
+        let mut states = site.all(Endpoint::Ready);
+        states[lost] = state;
+        site.set(&states, Some(10_800))?;
+        let after = one_pod_each(&site.ask_all(STICKY, 5)?);
+        for (before, after) in before.iter().zip(&after) {
+            assert_eq!(before == after, *before != site.lab.backends[lost].name, "{state:?}");
+        }
+        // The established connection stays where it is.
+        assert_eq!(kept.get()?.backend, before[0], "{state:?}");
+    }
+    let moved = one_pod_each(&site.ask_all(STICKY, 5)?);
+    site.set(&site.all(Endpoint::Ready), Some(10_800))?;
+    assert_eq!(one_pod_each(&site.ask_all(STICKY, 5)?), moved, "who has moved does not move back");
+    Ok(())
+}
+
+#[test]
+fn serving_pods_that_terminate_are_used_when_no_other_is_left() -> Result<()> {
+    let site = Site::standard()?;
+    let mut states = site.all(Endpoint::Terminating);
+    states[3] = Endpoint::TerminatingServing;
+    site.set(&states, Some(10_800))?;
+    let pods = one_pod_each(&site.ask_all(STICKY, 3)?);
+    assert!(pods.iter().all(|pod| *pod == site.lab.backends[3].name), "{pods:?}");
+    site.set(&site.all(Endpoint::NotReady), Some(10_800))?;
+    let options = ClientOptions::default().within(SECOND);
+    http_get(&site.lab.clients[0].netns, STICKY.parse()?, &options).expect_err("no backend is left");
+    let status = site.cli().json(&["status"])?;
+    assert!(status.to_string().contains("no-backend"), "{status}");
+    Ok(())
+}
+
+#[test]
+fn affinity_ends_with_its_timeout_and_traffic_puts_that_off() -> Result<()> {
+    let site = Site::standard()?;
+    site.set(&site.all(Endpoint::Ready), Some(2))?;
+    let pod = site.ask(0, STICKY)?;
+    let mut kept = site.open(0, STICKY)?;
+    let since = Instant::now();
+    // An established connection is use, too.
+    while since.elapsed() < 4 * SECOND {
+        assert_eq!(kept.get()?.backend, pod);
+        thread::sleep(SECOND / 4);
+    }
+    let session = |site: &Site| -> Result<_> {
+        let ip = site.lab.clients[0].ip();
+        site.cli()
+            .sessions()?
+            .into_iter()
+            .find(|row| row.client == ip && row.service == "default/sticky")
+            .context("no session")
+    };
+    let row = session(&site)?;
+    assert!(row.is_live() && row.age_seconds > 3.5, "{row:?}");
+    assert_eq!(site.ask(0, STICKY)?, pod);
+    thread::sleep(Duration::from_millis(1_700));
+    assert!(session(&site)?.is_live(), "{:?}", session(&site)?);
+    thread::sleep(Duration::from_millis(500));
+    assert!(!session(&site)?.is_live(), "{:?}", session(&site)?);
+    // A fresh choice meets another pod before long.
+    let found = (0..12).try_fold(false, |found, _| {
+        if found {
+            return Ok(true);
+        }
+        let pod_now = site.ask(0, STICKY)?;
+        thread::sleep(Duration::from_millis(2_200));
+        anyhow::Ok(pod_now != pod)
+    })?;
+    assert!(found, "twelve expiries, and never another pod");
+    Ok(())
+}
+
+#[test]
+fn affinity_is_switched_while_it_runs() -> Result<()> {
+    let site = Site::standard()?;
+    let before = one_pod_each(&site.ask_all(STICKY, 5)?);
+    site.set(&site.all(Endpoint::Ready), None)?;
+    for pods in site.ask_all(STICKY, 40)? {
+        assert!(pods.len() >= 3, "{pods:?}");
+    }
+    site.set(&site.all(Endpoint::Ready), Some(60))?;
+    let after = one_pod_each(&site.ask_all(STICKY, 5)?);
+    assert_eq!(before, after, "a first choice is by client and service, so it is the same again");
+    site.set(&site.all(Endpoint::Ready), Some(600))?;
+    assert_eq!(one_pod_each(&site.ask_all(STICKY, 5)?), after);
+    let sessions = site.cli().sessions()?;
+    assert!(sessions.iter().any(|row| row.left_seconds.is_some_and(|left| left > 590.0)), "{sessions:?}");
+    Ok(())
+}
+
+/// Kills or ends the daemon, under a connection that goes on; nothing breaks, nobody moves, nothing is attached twice.
+fn a_restart_is_not_noticed(attach: &str) -> Result<()> {
+    let mut site = Site::new(LabOptions::default(), &["--attach", attach])?;
+    let before = one_pod_each(&site.ask_all(STICKY, 3)?);
+    let mut kept = site.open(0, SPREAD)?;
+    let pod = kept.get()?.backend;
+    let attached = programs_attached(&site)?;
+    assert_eq!(attached.len(), 2, "one of each: {attached:?}");
+    for round in 0..3 {
+        if round % 2 == 0 {
+            site.daemon.kill()?
+        } else {
+            site.daemon.terminate()?
+        };
+        assert_eq!(kept.get()?.backend, pod, "without a daemon");
+        assert_eq!(one_pod_each(&site.ask_all(STICKY, 3)?), before, "without a daemon");
+        assert!(!site.cli().sessions()?.is_empty(), "the verbs work without a daemon");
+        site.daemon.resume()?;
+        assert_eq!(kept.get()?.backend, pod);
+        assert_eq!(one_pod_each(&site.ask_all(STICKY, 3)?), before);
+        assert_eq!(programs_attached(&site)?, attached, "{attach}, round {round}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_restart_is_not_noticed_by_tcx() -> Result<()> {
+    a_restart_is_not_noticed("tcx")
+}
+
+#[test]
+fn a_restart_is_not_noticed_by_clsact() -> Result<()> {
+    a_restart_is_not_noticed("clsact")
+}
+
+/// How often each of our programs is attached to the first client's interface, by what a packet meets: the counters of one
+/// connection.
+fn programs_attached(site: &Site) -> Result<BTreeMap<String, u64>> {
+    let before = counters(&site.cli().json(&["status"])?)?;
+    let mut connection = site.open(0, SPREAD)?;
+    connection.get()?;
+    drop(connection);
+    let after = counters(&site.cli().json(&["status"])?)?;
+    let grown = |program: &str, reason: &str| {
+        let key = (program.to_owned(), reason.to_owned());
+        after.get(&key).copied().unwrap_or_default() - before.get(&key).copied().unwrap_or_default()
+    };
+    // A second program in the row would see the packet of the first one, translated: not a service's, no reply.
+    Ok(BTreeMap::from([
+        ("selections".to_owned(), grown("ingress", "hashed")),
+        ("rebuilt".to_owned(), grown("ingress", "rebuilt")),
+    ]))
+}
+
+fn counters(status: &Value) -> Result<BTreeMap<(String, String), u64>> {
+    let rows = status.get("counters").and_then(Value::as_array).context("no counters in status")?;
+    rows.iter()
+        .map(|row| {
+            let text =
+                |field: &str| row.get(field).and_then(Value::as_str).map(str::to_owned).context("a counter's text");
+            let packets = row.get("packets").and_then(Value::as_u64).context("a counter's packets")?;
+            Ok(((text("program")?, text("reason")?), packets))
+        })
+        .collect()
+}
+
+#[test]
+fn interfaces_come_and_go() -> Result<()> {
+    let mut site = Site::standard()?;
+    let new = site.lab.add_client()?.clone();
+    wait::until("the new client at a service", 5 * SECOND, || Ok(ask(&new, STICKY).ok()))?;
+    site.lab.remove(&new.name)?;
+    let again = site.lab.add_client()?.clone();
+    wait::until("another one", 5 * SECOND, || Ok(ask(&again, STICKY).ok()))?;
+    site.lab.set_link(&again, false)?;
+    site.lab.set_link(&again, true)?;
+    wait::until("it after its link was down", 5 * SECOND, || Ok(ask(&again, STICKY).ok()))?;
+    let status = site.cli().json(&["status"])?.to_string();
+    assert!(
+        status.contains(&again.node_interface) && !status.contains(&format!("\"{}\"", new.node_interface)),
+        "{status}"
+    );
+    Ok(())
+}
+
+#[test]
+fn cleanup_removes_every_trace() -> Result<()> {
+    for attach in ["tcx", "clsact"] {
+        let mut site = Site::new(LabOptions::default(), &["--attach", attach])?;
+        site.ask(0, STICKY)?;
+        site.daemon.terminate()?;
+        site.cli().text(&["cleanup"])?;
+        let left = site.lab.node.mounts.enter(|| mountns::list("/sys/fs/bpf"))?;
+        assert!(left.is_empty(), "{attach}: {left:?}");
+        let mut tc = Command::new("tc");
+        tc.args(["qdisc", "show"]);
+        let qdiscs = site.lab.node.netns.output(tc)?;
+        assert!(!qdiscs.contains("clsact"), "{attach}: {qdiscs}");
+        let options = ClientOptions::default().within(SECOND);
+        http_get(&site.lab.clients[0].netns, STICKY.parse()?, &options).expect_err("nobody translates");
+        // Again is no error.
+        site.cli().text(&["cleanup"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn maps_are_dumped_with_field_names() -> Result<()> {
+    let site = Site::standard()?;
+    site.ask_all(STICKY, 1)?;
+    let names = site.lab.node.mounts.enter(|| mountns::list(PIN_DIR))?;
+    let mut dumped = 0;
+    for map in affinity_common::abi::MAPS {
+        assert!(names.contains(&map.name.to_owned()), "{} is not pinned: {names:?}", map.name);
+        if map.kind == affinity_common::abi::Kind::RingBuf {
+            // The kernel has no way to read a ring buffer but to consume it.
+            continue;
+        }
+        let mut bpftool = Command::new("bpftool");
+        bpftool.args(["-j", "map", "dump", "pinned"]).arg(format!("{PIN_DIR}/{}", map.name));
+        let text = affinity_tests::process::Process::output(bpftool, &site.lab.node.place())?;
+        let entries: Value = serde_json::from_str(&text).with_context(|| format!("{}: {text}", map.name))?;
+        let entry = entries.get(0).with_context(|| format!("{} is empty", map.name))?;
+        let formatted = entry.get("formatted").with_context(|| format!("{}: no BTF: {entry}", map.name))?;
+        let value = formatted.get("value").or_else(|| formatted.pointer("/values/0/value"));
+        let named = value.and_then(Value::as_object).is_some_and(|fields| !fields.is_empty());
+        assert!(named, "{}: no field names: {formatted}", map.name);
+        dumped += 1;
+    }
+    assert_eq!(dumped, affinity_common::abi::MAPS.len() - 1);
+    Ok(())
+}
+
+#[test]
+fn monitor_shows_choices_failover_and_expiry() -> Result<()> {
+    let site = Site::standard()?;
+    site.set(&site.all(Endpoint::Ready), Some(1))?;
+    let directory = tempfile::tempdir()?;
+    let log = directory.path().join("monitor");
+    let mut monitor = site.cli().start(&["monitor", "-o", "json"], &log)?;
+    thread::sleep(SECOND);
+    let pod = site.ask(0, STICKY)?;
+    monitor.wait_for_log("affinity-new", 5 * SECOND)?;
+    let mut states = site.all(Endpoint::Ready);
+    let lost = site.lab.backends.iter().position(|host| host.name == pod).context("a pod")?;
+    states[lost] = Endpoint::NotReady;
+    site.set(&states, Some(600))?;
+    site.ask(0, STICKY)?;
+    let line = monitor.wait_for_log("affinity-failover", 5 * SECOND)?;
+    assert!(line.contains(&site.lab.clients[0].ip().to_string()) && line.contains("default/sticky"), "{line}");
+    site.set(&states, Some(1))?;
+    monitor.wait_for_log("expired", 6 * SECOND)?;
+    // A second reader is told who reads.
+    let other = site.cli().run(&["monitor"])?;
+    assert!(!other.status.success());
+    assert!(String::from_utf8_lossy(&other.stderr).contains(&monitor.pid().to_string()));
+    Ok(())
+}
+
+#[test]
+fn bad_objects_are_named_and_harm_nothing_else() -> Result<()> {
+    let site = Site::standard()?;
+    let pods = one_pod_each(&site.ask_all(STICKY, 2)?);
+    let service = |name: &str, ip: &str| ServiceObject::new(name).cluster_ip(ip).tcp("http", 80, POD_PORT);
+    site.source.write_text("broken", "kind: Service\n  metadata: [")?;
+    site.source.write("long", &[&service("long", "10.96.0.31").affinity(86_401).build()])?;
+    site.source.write("nowhere", &[&service("nowhere", "10.96.0.x").build()])?;
+    site.source.write("double", &[&service("double", "10.96.0.10").build()])?;
+    site.source.write(
+        "slice",
+        &[&SliceObject::of("sticky", "2").tcp("http", 1).endpoint("not-an-address", Endpoint::Ready).build()],
+    )?;
+    let said = wait::until("all five in status", 10 * SECOND, || {
+        let status = site.cli().json(&["status"])?.to_string();
+        let all = ["broken.yaml", "default/long", "default/nowhere", "default/double", "default/sticky-2"];
+        Ok(all.iter().all(|name| status.contains(name)).then_some(status))
+    })?;
+    for field in ["timeoutSeconds", "86401", "10.96.0.x", "not-an-address"] {
+        assert!(said.contains(field), "{field}: {said}");
+    }
+    let log = site.daemon.log();
+    for name in ["broken.yaml", "default/long", "default/nowhere", "default/double"] {
+        assert!(log.contains(name), "{name} is not in the log: {log}");
+    }
+    assert_eq!(one_pod_each(&site.ask_all(STICKY, 2)?), pods);
+    // A good object that becomes bad keeps its last good state; good again, it is followed.
+    let mut text = fs::read_to_string(site.source.path().join("sticky.yaml"))?;
+    text = text.replace("timeoutSeconds: 10800", "timeoutSeconds: 0");
+    site.source.write_text("sticky", &text)?;
+    wait::until("the timeout in status", 10 * SECOND, || {
+        let status = site.cli().json(&["status"])?.to_string();
+        Ok(status.contains("\"default/sticky\"").then_some(()))
+    })?;
+    assert_eq!(one_pod_each(&site.ask_all(STICKY, 2)?), pods);
+    for name in ["broken", "long", "nowhere", "double", "slice"] {
+        site.source.remove(name)?;
+    }
+    site.set(&site.all(Endpoint::Ready), Some(60))?;
+    wait::until_true("a status without complaints", 10 * SECOND, || {
+        let status = site.cli().json(&["status"])?;
+        Ok(!status.to_string().contains("default/long"))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_full_map_is_named_and_those_in_place_go_on() -> Result<()> {
+    let site = Site::new(LabOptions::default(), &["--map-size", "frontends=6"])?;
+    let pods = one_pod_each(&site.ask_all(STICKY, 2)?);
+    let host = site.lab.backends[0].ip();
+    for number in 1..=6 {
+        let name = format!("more{number}");
+        let service = ServiceObject::new(&name).cluster_ip(&format!("10.96.1.{number}")).tcp("http", 80, POD_PORT);
+        let slice = SliceObject::of(&name, "1").tcp("http", POD_PORT).endpoint(host, Endpoint::Ready);
+        site.source.write(&name, &[&service.build(), &slice.build()])?;
+    }
+    wait::until_true("a full map in status", 10 * SECOND, || {
+        let status = site.cli().json(&["status"])?.to_string();
+        Ok(status.contains("full") && status.contains("default/more"))
+    })?;
+    assert_eq!(one_pod_each(&site.ask_all(STICKY, 2)?), pods);
+    // Room is made: the rest follows.
+    for number in 1..=4 {
+        site.source.remove(&format!("more{number}"))?;
+    }
+    for number in 5..=6 {
+        site.cli().wait_for_service(&format!("default/more{number}"), 30 * SECOND, |row| {
+            row.is_some_and(|row| row.eligible == 1)
+        })?;
+        assert_eq!(site.ask(0, &format!("10.96.1.{number}:80"))?, site.lab.backends[0].name);
+    }
+    Ok(())
+}
+
+#[test]
+fn bpffs_is_mounted_where_it_is_not() -> Result<()> {
+    let site = Site::new(LabOptions { bpffs: false, ..LabOptions::default() }, &[])?;
+    one_pod_each(&site.ask_all(STICKY, 2)?);
+    Ok(())
+}
+
+#[test]
+fn maps_of_another_layout_are_refused() -> Result<()> {
+    let mut site = Site::standard()?;
+    site.daemon.terminate()?;
+    let mut bpftool = Command::new("bpftool");
+    bpftool.args(["map", "update", "pinned", &format!("{PIN_DIR}/config"), "key", "0", "0", "0", "0", "value"]);
+    bpftool.args(["77", "0", "0", "0", "0", "0", "0", "0", "0", "0", "0", "0", "0", "0", "0", "0"]);
+    affinity_tests::process::Process::output(bpftool, &site.lab.node.place())?;
+    site.daemon.launch()?;
+    let ended = site.daemon.wait_end()?;
+    assert!(!ended.success());
+    let log = site.daemon.log();
+    let line = log.lines().last().unwrap_or_default();
+    assert!(line.contains("layout 77") && line.contains("affinity cleanup"), "{log}");
+    // The programs of the other daemon go on.
+    site.ask(0, STICKY)?;
+    Ok(())
+}
+
+#[test]
+fn who_is_not_root_is_told_so_in_a_line() -> Result<()> {
+    require_root();
+    let binary = affinity_tests::daemon::binary()?;
+    // Where everybody may run it.
+    let directory = tempfile::Builder::new().prefix("affinity-").tempdir_in("/tmp")?;
+    let copy = directory.path().join("affinity");
+    fs::copy(binary, &copy)?;
+    let mut open = fs::metadata(directory.path())?.permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut open, 0o755);
+    fs::set_permissions(directory.path(), open)?;
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
+    command.arg(&copy).args(["run", "--source-dir", "/tmp"]);
+    let output = command.output()?;
+    let error = String::from_utf8(output.stderr)?;
+    ensure!(!output.status.success(), "{error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+    assert!(error.contains("root") || error.contains("CAP_BPF"), "{error}");
+    Ok(())
+}
+
+/// Two threads of one client connect at the same instant, each time as a client that is new to the service: both reach one
+/// pod. (The suite `race` does 10,000 pairs of each kind on the programs; this is the same over real sockets.)
+#[test]
+fn first_connections_over_sockets_meet_on_one_pod() -> Result<()> {
+    let site = Site::standard()?;
+    let netns = site.lab.clients[0].netns.clone();
+    for pair in 0..300 {
+        let mut bpftool = Command::new("bpftool");
+        bpftool.args(["-j", "map", "dump", "pinned", &format!("{PIN_DIR}/affinity_v4")]);
+        if pair > 0 {
+            forget_clients(&site)?;
+        }
+        let mut pods = Vec::new();
+        thread::scope(|scope| {
+            let asks: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        http_get(&netns, STICKY.parse()?, &ClientOptions::default()).map(|answer| answer.backend)
+                    })
+                })
+                .collect();
+            for one in asks {
+                pods.push(one.join().expect("no panic")?);
+            }
+            anyhow::Ok(())
+        })?;
+        assert_eq!(pods[0], pods[1], "pair {pair}");
+    }
+    Ok(())
+}
+
+/// Removes every affinity entry, as an LRU may.
+fn forget_clients(site: &Site) -> Result<()> {
+    let mut bpftool = Command::new("bpftool");
+    bpftool.args(["-j", "map", "dump", "pinned", &format!("{PIN_DIR}/affinity_v4")]);
+    let text = affinity_tests::process::Process::output(bpftool, &site.lab.node.place())?;
+    let entries: Vec<Value> = serde_json::from_str(&text)?;
+    for entry in entries {
+        let key = entry.get("key").and_then(Value::as_array).context("a key")?;
+        let bytes = key.iter().filter_map(Value::as_str).map(str::to_owned);
+        let mut bpftool = Command::new("bpftool");
+        bpftool.args(["map", "delete", "pinned", &format!("{PIN_DIR}/affinity_v4"), "key"]).args(bytes);
+        affinity_tests::process::Process::output(bpftool, &site.lab.node.place())?;
+    }
+    Ok(())
+}
