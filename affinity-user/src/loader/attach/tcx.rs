@@ -1,0 +1,94 @@
+//! TCX links, pinned: they stay when the process goes, and the next one puts its program into them in one step.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use aya::programs::SchedClassifier;
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+
+use super::{Direction, Mode, Target};
+use crate::loader::{LoadError, program};
+
+/// The name of a link's pin.
+pub(super) struct Pin {
+    pub(super) ifindex: u32,
+}
+
+impl Pin {
+    /// `INDEX-ingress`, `INDEX-egress`.
+    fn path(links: &Path, ifindex: u32, direction: Direction) -> PathBuf {
+        links.join(format!("{ifindex}-{}", direction.name()))
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let (ifindex, direction) = name.split_once('-')?;
+        Direction::ALL.iter().find(|known| known.name() == direction)?;
+        Some(Self { ifindex: ifindex.parse().ok()? })
+    }
+}
+
+pub(super) fn attach(
+    object: &mut Ebpf,
+    links: &Path,
+    target: &Target<'_>,
+    direction: Direction,
+) -> Result<(), LoadError> {
+    let path = Pin::path(links, target.ifindex, direction);
+    let program = program(object, direction)?;
+    if path.exists() {
+        if adopt(program, &path, target, direction) {
+            return Ok(());
+        }
+        // A link of an interface that had the same index, or no link: it can be no use.
+        let _ = fs::remove_file(&path);
+    }
+    // Before the CNI's programs, which are to see what we have made of the packet.
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let failed = |error: &dyn std::error::Error| target.failed(direction, Mode::Tcx, error);
+    let id = program.attach_with_options(target.name, direction.hook(), order).map_err(|error| failed(&error))?;
+    let link = program.take_link(id).map_err(|error| failed(&error))?;
+    let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
+    link.pin(&path).map_err(|error| failed(&error))?;
+    Ok(())
+}
+
+/// Puts the program into a pinned link, if that is attached to the interface.
+fn adopt(program: &mut SchedClassifier, path: &Path, target: &Target<'_>, direction: Direction) -> bool {
+    let Ok(link) = PinnedLink::from_pin(path).map(FdLink::from) else { return false };
+    let Ok(info) = link.info() else { return false };
+    let Ok((_, attached)) = SchedClassifier::query_tcx(target.name, direction.hook()) else { return false };
+    if !attached.iter().any(|program| program.id() == info.program_id()) {
+        return false;
+    }
+    // The link goes on by its pin when its descriptor is closed.
+    let Ok(link) = SchedClassifierLink::try_from(link) else { return false };
+    program.attach_to_link(link).and_then(|id| program.take_link(id)).is_ok()
+}
+
+/// Removes the pinned links that are to go; with its pin a link goes, too.
+pub(super) fn detach(links: &Path, goes: impl Fn(&Pin) -> bool) {
+    let entries = fs::read_dir(links).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        if Pin::parse(&name.to_string_lossy()).is_some_and(|pin| goes(&pin))
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::warn!(pin = %entry.path().display(), %error, "can't remove a link's pin");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_name_interface_and_direction() {
+        let path = Pin::path(Path::new("/links"), 12, Direction::Egress);
+        assert_eq!(path, Path::new("/links/12-egress"));
+        assert_eq!(Pin::parse("12-egress").map(|pin| pin.ifindex), Some(12));
+        assert!(Pin::parse("12-sideways").is_none() && Pin::parse("x-ingress").is_none() && Pin::parse("12").is_none());
+    }
+}

@@ -1,0 +1,42 @@
+//! Removing every trace: programs off all interfaces, pins, and what the daemon wrote beside.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::attach;
+
+/// Removes everything that affinity has attached, pinned and written. Maps of any layout will do. Returns what was removed,
+/// in lines; nothing where there was nothing.
+///
+/// # Errors
+/// A directory that can't be read or removed.
+pub fn cleanup(pin_dir: &Path, state_dir: &Path) -> io::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    attach::drop_others(pin_dir, |_| false);
+    for (directory, what) in [(pin_dir, "maps and links pinned under"), (state_dir, "the daemon's files in")] {
+        match remove(directory) {
+            Ok(0) => {}
+            Ok(count) => removed.push(format!("{what} {} ({count})", directory.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", directory.display()))),
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes a directory and all in it; returns how many files there were.
+fn remove(directory: &Path) -> io::Result<usize> {
+    let mut files = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            files += remove(&entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+            files += 1;
+        }
+    }
+    fs::remove_dir(directory)?;
+    Ok(files)
+}

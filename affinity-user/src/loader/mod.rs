@@ -1,0 +1,174 @@
+//! From the BPF object to programs on interfaces: what the node needs, the pinned maps, the programs, where they are
+//! attached, and how every trace of them is removed.
+//!
+//! [`Datapath::open`] checks the node, makes or adopts the pinned maps and loads the programs; [`Datapath::attach`] puts them
+//! on an interface. Everything outlives the process: maps and TCX links by their pins, clsact filters by themselves.
+
+pub mod attach;
+mod cleanup;
+mod error;
+pub mod interfaces;
+mod maps;
+mod preflight;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use affinity_common::abi::LAYOUT;
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use serde::{Deserialize, Serialize};
+
+use crate::object::OBJECT;
+use attach::{AttachMode, Direction, Mode};
+
+pub use cleanup::cleanup;
+pub use error::LoadError;
+pub use maps::Sizes;
+
+/// Where everything is pinned unless told otherwise.
+pub const PIN_DIR: &str = "/sys/fs/bpf/affinity";
+
+/// The directory of the pinned links, in the pin directory.
+pub(crate) fn links_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("links")
+}
+
+/// How the datapath is loaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where its maps and links are pinned.
+    pub pin_dir: PathBuf,
+    /// The sizes of its maps; those of maps that are there already stay.
+    pub sizes: Sizes,
+    /// How it is attached.
+    pub attach: AttachMode,
+    /// The level of its own debug log: 0 compiles it out, 1 is errors alone, 4 is debug.
+    pub log_level: u8,
+    /// Whether a rejection by the verifier comes with its whole log.
+    pub verifier_log: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            pin_dir: PIN_DIR.into(),
+            sizes: Sizes::default(),
+            attach: AttachMode::Auto,
+            log_level: 0,
+            verifier_log: false,
+        }
+    }
+}
+
+/// A program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The interface's name.
+    pub interface: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// How the programs are attached.
+    pub mode: Mode,
+}
+
+/// The loaded programs and where they are attached.
+pub struct Datapath {
+    object: Ebpf,
+    pin_dir: PathBuf,
+    attach: AttachMode,
+    attached: BTreeMap<u32, Attachment>,
+    warnings: Vec<String>,
+}
+
+impl Datapath {
+    /// Checks the node, makes or adopts the pinned maps, and loads the programs. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// What the node lacks, pinned maps of another layout, a rejection by the verifier: each in one line that says what
+    /// to do.
+    pub fn open(options: &Options) -> Result<Self, LoadError> {
+        preflight::check(&options.pin_dir)?;
+        let warnings = maps::check_pinned(&options.pin_dir, &options.sizes)?;
+        let mut loader = EbpfLoader::new();
+        if options.verifier_log {
+            loader.verifier_log_level(VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS);
+        }
+        loader.override_global("AYA_LOG_LEVEL", &options.log_level, true);
+        let pins = maps::pins(&options.pin_dir);
+        for (spec, pin) in &pins {
+            loader.map_pin_path(spec.name, pin.as_path());
+            if spec.resizable {
+                loader.map_max_entries(spec.name, options.sizes.of(spec));
+            }
+        }
+        let mut object = loader.load(OBJECT).map_err(|error| LoadError::load(&error))?;
+        maps::claim(&mut object, LAYOUT)?;
+        for direction in Direction::ALL {
+            program(&mut object, direction)?
+                .load()
+                .map_err(|error| LoadError::verifier(direction.program(), error, options.verifier_log))?;
+        }
+        let links = links_dir(&options.pin_dir);
+        fs::create_dir_all(&links).map_err(|source| LoadError::Directory { path: links.clone(), source })?;
+        Ok(Self {
+            object,
+            pin_dir: options.pin_dir.clone(),
+            attach: options.attach,
+            attached: BTreeMap::new(),
+            warnings,
+        })
+    }
+
+    /// What is not as it was asked for, though nothing is wrong.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The loaded object: for the reader of the programs' own log.
+    pub fn object(&mut self) -> &mut Ebpf {
+        &mut self.object
+    }
+
+    /// Attaches both programs to an interface, in place of those that an earlier process attached. Returns how.
+    ///
+    /// # Errors
+    /// Where the kernel refuses. An interface that has gone meanwhile is [`LoadError::is_gone`].
+    pub fn attach(&mut self, ifindex: u32, name: &str) -> Result<Mode, LoadError> {
+        let mode = attach::attach(&mut self.object, &self.pin_dir, self.attach, ifindex, name)?;
+        self.attached.insert(ifindex, Attachment { interface: name.to_owned(), ifindex, mode });
+        Ok(mode)
+    }
+
+    /// Takes both programs off an interface, or forgets one that has gone.
+    pub fn detach(&mut self, ifindex: u32) {
+        if let Some(attachment) = self.attached.remove(&ifindex) {
+            attach::detach(&self.pin_dir, ifindex, &attachment.interface);
+        }
+    }
+
+    /// An interface has another name now.
+    pub fn rename(&mut self, ifindex: u32, name: &str) {
+        if let Some(attachment) = self.attached.get_mut(&ifindex) {
+            name.clone_into(&mut attachment.interface);
+        }
+    }
+
+    /// Takes off what earlier processes attached to interfaces that are not attached to now: those that have gone, and those
+    /// that the patterns no longer match.
+    pub fn drop_others(&self) {
+        attach::drop_others(&self.pin_dir, |ifindex| self.attached.contains_key(&ifindex));
+    }
+
+    /// Where the programs are.
+    pub fn attachments(&self) -> impl Iterator<Item = &Attachment> {
+        self.attached.values()
+    }
+}
+
+pub(crate) fn program(object: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, LoadError> {
+    let name = direction.program();
+    let program = object.program_mut(name).ok_or(LoadError::NoProgram(name))?;
+    program.try_into().map_err(|error| LoadError::verifier(name, error, false))
+}

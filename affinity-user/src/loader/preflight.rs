@@ -1,0 +1,94 @@
+//! What the node must have, checked before anything is touched.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::utsname::uname;
+
+use super::LoadError;
+
+/// The oldest kernel that is supported, by major and minor number.
+const OLDEST: (u32, u32) = (6, 1);
+/// Capabilities by their number (capability.h), in the order in which they are named.
+const CAPABILITIES: [(u32, &str); 2] = [(12, "NET_ADMIN"), (39, "BPF")];
+/// `CAP_SYS_ADMIN`, which includes `CAP_BPF`.
+const SYS_ADMIN: u32 = 21;
+
+/// Checks rights, kernel, BTF and bpffs, and mounts the latter where it is missing.
+pub fn check(pin_dir: &Path) -> Result<(), LoadError> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let missing = missing_capabilities(&status);
+    if !missing.is_empty() {
+        return Err(LoadError::Rights { missing: missing.join(" and ") });
+    }
+    let release = uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+    if version(&release).is_some_and(|version| version < OLDEST) {
+        return Err(LoadError::Kernel { found: release });
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Err(LoadError::NoBtf);
+    }
+    mount_bpffs(pin_dir)?;
+    fs::create_dir_all(pin_dir).map_err(|source| LoadError::Directory { path: pin_dir.to_owned(), source })
+}
+
+/// The names of the capabilities that a process lacks, by its `/proc/PID/status`.
+fn missing_capabilities(status: &str) -> Vec<&'static str> {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(set) = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()) else {
+        return Vec::new();
+    };
+    let has = |number: u32| set & 1 << number != 0;
+    CAPABILITIES
+        .iter()
+        .filter(|(number, name)| !(has(*number) || *name == "BPF" && has(SYS_ADMIN)))
+        .map(|(_, name)| *name)
+        .collect()
+}
+
+/// Major and minor number of a kernel's release; `None` where it has another shape.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Sees to it that the pin directory lies in a BPF file system: mounts one on its parent where there is none.
+fn mount_bpffs(pin_dir: &Path) -> Result<(), LoadError> {
+    // The nearest directory that exists decides.
+    let existing = pin_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if statfs(existing).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+        return Ok(());
+    }
+    let parent = pin_dir.parent().unwrap_or(pin_dir);
+    let failed = |source| LoadError::Bpffs { path: parent.to_owned(), source };
+    fs::create_dir_all(parent).map_err(failed)?;
+    mount(Some("bpf"), parent, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|errno| failed(io::Error::from(errno)))?;
+    tracing::info!(path = %parent.display(), "mounted bpffs");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert_eq!(version("6.18.44-fc-v657"), Some((6, 18)));
+        assert_eq!(version("6.1.0-37-cloud-amd64"), Some((6, 1)));
+        assert!(version("5.15.0").is_some_and(|version| version < OLDEST));
+        assert_eq!(version("next"), None);
+    }
+
+    #[test]
+    fn capabilities_are_named() {
+        assert_eq!(missing_capabilities("CapEff:\t0000000000000000\n"), ["NET_ADMIN", "BPF"]);
+        assert!(missing_capabilities("CapEff:\t000001ffffffffff\n").is_empty());
+        // SYS_ADMIN and NET_ADMIN, as before CAP_BPF (kernel 5.8).
+        assert!(missing_capabilities("CapEff:\t0000000000201000\n").is_empty());
+        assert_eq!(missing_capabilities("CapEff:\t0000000000001000\n"), ["BPF"]);
+    }
+}
