@@ -1,0 +1,258 @@
+//! The cluster as the datapath sees it: services and endpoints without Kubernetes' types.
+//!
+//! The [`Model`] takes validated versions of objects, keeps the last good one of each, settles which service has an
+//! address that several want, and says which services a change touches, so that only those are planned again.
+
+mod claims;
+mod names;
+mod problem;
+mod service;
+mod slice;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub use self::{
+    claims::FrontendAddress,
+    names::{Kind, ObjectName, ServiceName, ServicePortName, SliceName, Subject},
+    problem::{Fault, Problem, Rejection},
+    service::{Service, ServicePort, SessionAffinity},
+    slice::{Endpoint, EndpointSlice, TargetPort},
+    store::{Checked, Object},
+};
+use self::{
+    claims::{Claims, Contest, Outcome},
+    store::{Store, Transition},
+};
+
+/// All services and their endpoints.
+#[derive(Default)]
+pub struct Model {
+    services: Store<Service>,
+    slices: Store<EndpointSlice>,
+    by_service: HashMap<ServiceName, BTreeMap<SliceName, Arc<EndpointSlice>>>,
+    claims: Claims,
+    files: BTreeMap<PathBuf, Vec<Problem>>,
+    changes: Changes,
+}
+
+/// What has happened since it was last asked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// The services to plan again; those that the model has no more are gone.
+    pub dirty: BTreeSet<ServiceName>,
+    /// New rejections, to be logged.
+    pub rejected: Vec<Rejection>,
+    /// What had rejections and has none of that sort any more, to be logged.
+    pub accepted: BTreeSet<Subject>,
+}
+
+impl Changes {
+    /// Whether nothing happened.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// All there is to know to plan one service.
+#[derive(Clone, Copy)]
+pub struct ServiceView<'a> {
+    /// The service.
+    pub service: &'a Service,
+    slices: Option<&'a BTreeMap<SliceName, Arc<EndpointSlice>>>,
+    claims: &'a Claims,
+}
+
+impl<'a> ServiceView<'a> {
+    /// Its slices, by name.
+    pub fn slices(&self) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
+        self.slices.into_iter().flat_map(|slices| slices.values().map(Arc::as_ref))
+    }
+
+    /// Whether it has an address and port, rather than an older service.
+    pub fn holds(&self, frontend: &FrontendAddress) -> bool {
+        self.claims.holds(&self.service.name, frontend)
+    }
+}
+
+impl Model {
+    /// A list of all objects of a kind begins: versions that come from now on take effect when it is complete, all at
+    /// once. A list that was under way is dropped.
+    pub fn begin(&mut self, kind: Kind) {
+        match kind {
+            Kind::Service => self.services.begin(),
+            Kind::EndpointSlice => self.slices.begin(),
+        }
+    }
+
+    /// The list is complete: it takes effect, and what it did not contain is deleted.
+    pub fn finish(&mut self, kind: Kind) {
+        match kind {
+            Kind::Service => {
+                for transition in self.services.finish() {
+                    self.service_changed(transition);
+                }
+            }
+            Kind::EndpointSlice => {
+                for transition in self.slices.finish() {
+                    self.slice_changed(transition);
+                }
+            }
+        }
+    }
+
+    /// A service is there, or has changed.
+    pub fn apply_service(&mut self, version: Checked<Service>) {
+        if let Some(transition) = self.services.apply(version) {
+            self.service_changed(transition);
+        }
+    }
+
+    /// A slice is there, or has changed.
+    pub fn apply_slice(&mut self, version: Checked<EndpointSlice>) {
+        if let Some(transition) = self.slices.apply(version) {
+            self.slice_changed(transition);
+        }
+    }
+
+    /// An object is gone.
+    pub fn delete(&mut self, kind: Kind, name: &ObjectName) {
+        match kind {
+            Kind::Service => {
+                if let Some(transition) = self.services.delete(name) {
+                    self.service_changed(transition);
+                }
+            }
+            Kind::EndpointSlice => {
+                if let Some(transition) = self.slices.delete(name) {
+                    self.slice_changed(transition);
+                }
+            }
+        }
+    }
+
+    /// What is wrong with a file, in place of what was; nothing, if it is empty.
+    pub fn report_file(&mut self, path: &Path, problems: Vec<Problem>) {
+        let had = self.files.get(path).map_or(&[][..], Vec::as_slice);
+        if had == problems {
+            return;
+        }
+        self.changes.note(&Subject::File(path.to_owned()), &problems);
+        if problems.is_empty() {
+            self.files.remove(path);
+        } else {
+            self.files.insert(path.to_owned(), problems);
+        }
+    }
+
+    /// Whether all objects of every kind have been seen once. Before that, what is missing may just not have come.
+    pub fn is_synced(&self) -> bool {
+        self.services.is_synced() && self.slices.is_synced()
+    }
+
+    /// What has happened since the last call.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// A service with its slices; `None` if there is none to be programmed.
+    pub fn service(&self, name: &ServiceName) -> Option<ServiceView<'_>> {
+        self.services.get(name).map(|service| self.view(service))
+    }
+
+    /// Every service, by name.
+    pub fn services(&self) -> impl Iterator<Item = ServiceView<'_>> {
+        self.services.objects().map(|service| self.view(service))
+    }
+
+    fn view<'a>(&'a self, service: &'a Service) -> ServiceView<'a> {
+        ServiceView { service, slices: self.by_service.get(&service.name), claims: &self.claims }
+    }
+
+    /// All that is not programmed, and why.
+    pub fn rejections(&self) -> impl Iterator<Item = Rejection> {
+        let files = self.files.iter().flat_map(|(path, problems)| {
+            let file = Subject::File(path.clone());
+            problems.iter().map(move |problem| Rejection { object: file.clone(), problem: problem.clone() })
+        });
+        let of = |kind| {
+            move |(name, problem): (&ObjectName, &Problem)| Rejection {
+                object: Subject::Object(kind, name.clone()),
+                problem: problem.clone(),
+            }
+        };
+        files
+            .chain(self.services.problems().map(of(Kind::Service)))
+            .chain(self.claims.contests().map(Rejection::from))
+            .chain(self.slices.problems().map(of(Kind::EndpointSlice)))
+    }
+
+    fn service_changed(&mut self, transition: Transition<Service>) {
+        let Transition { name, old, new, problems } = transition;
+        if let Some(problems) = problems {
+            self.changes.note(&Subject::Object(Kind::Service, name.clone()), &problems);
+        }
+        if old == new {
+            return;
+        }
+        let Outcome { touched, lost, settled } = self.claims.replace(old.as_deref(), new.as_deref());
+        self.changes.dirty.insert(name);
+        self.changes.dirty.extend(touched);
+        self.changes.rejected.extend(lost.into_iter().map(Rejection::from));
+        self.changes.accepted.extend(settled.into_iter().map(|name| Subject::Object(Kind::Service, name)));
+    }
+
+    fn slice_changed(&mut self, transition: Transition<EndpointSlice>) {
+        let Transition { name, old, new, problems } = transition;
+        if let Some(problems) = problems {
+            self.changes.note(&Subject::Object(Kind::EndpointSlice, name.clone()), &problems);
+        }
+        if old == new {
+            return;
+        }
+        if let Some(old) = old {
+            if let Some(slices) = self.by_service.get_mut(&old.service) {
+                slices.remove(&name);
+                if slices.is_empty() {
+                    self.by_service.remove(&old.service);
+                }
+            }
+            self.slice_touches(&old.service);
+        }
+        if let Some(new) = new {
+            self.slice_touches(&new.service);
+            self.by_service.entry(new.service.clone()).or_default().insert(name, new);
+        }
+    }
+
+    fn slice_touches(&mut self, service: &ServiceName) {
+        if self.services.get(service).is_some() {
+            self.changes.dirty.insert(service.clone());
+        }
+    }
+}
+
+impl Changes {
+    fn note(&mut self, subject: &Subject, problems: &[Problem]) {
+        if problems.is_empty() {
+            self.accepted.insert(subject.clone());
+        }
+        self.rejected
+            .extend(problems.iter().map(|problem| Rejection { object: subject.clone(), problem: problem.clone() }));
+    }
+}
+
+impl From<Contest> for Rejection {
+    fn from(Contest { frontend, loser, port, winner }: Contest) -> Self {
+        Self {
+            object: Subject::Object(Kind::Service, loser),
+            problem: Problem::new(format!("spec.ports[{port}].port"), Fault::Conflict { frontend, winner }),
+        }
+    }
+}

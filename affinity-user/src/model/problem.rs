@@ -1,0 +1,129 @@
+//! What can be wrong with an object, and how that is told.
+
+use std::{fmt, net::IpAddr};
+
+use affinity_common::types::Proto;
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+use thiserror::Error;
+
+use super::{FrontendAddress, ServiceName, Subject};
+
+/// Something in an object or file that can't be programmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where: the path of the field, as in `spec.ports[0].port`; for a file the line; empty for the whole.
+    pub field: String,
+    /// What.
+    pub fault: Fault,
+}
+
+impl Problem {
+    /// A problem of a field.
+    pub fn new(field: impl Into<String>, fault: Fault) -> Self {
+        Self { field: field.into(), fault }
+    }
+}
+
+/// What is wrong with a field.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// A field that has to be there is not.
+    #[error("is missing")]
+    Missing,
+    /// A name that is no DNS label.
+    #[error("{0:?} is no name: 1 to 63 characters (253 for an object that is no service), none of them '/'")]
+    Name(String),
+    /// A text that is no IP address.
+    #[error("{0:?} is no IP address")]
+    NotAnAddress(String),
+    /// An address that nothing can be reached by.
+    #[error("{0} can't be the address of a service or an endpoint")]
+    UnusableAddress(IpAddr),
+    /// An address of the other family than the slice's.
+    #[error("{address} is not of the slice's addressType {address_type}")]
+    WrongFamily {
+        /// The address.
+        address: IpAddr,
+        /// `addressType`.
+        address_type: &'static str,
+    },
+    /// `addressType` is none that a service proxy can use.
+    #[error("{0:?} is not supported: IPv4 and IPv6 are")]
+    AddressType(String),
+    /// A port number out of range.
+    #[error("{0} is no port: 1..=65535")]
+    Port(i32),
+    /// A protocol that Kubernetes has and this proxy has not.
+    #[error("{0} is not supported: TCP and UDP are")]
+    UnsupportedProtocol(String),
+    /// A protocol that Kubernetes does not have.
+    #[error("{0:?} is no protocol: TCP and UDP are supported")]
+    UnknownProtocol(String),
+    /// `sessionAffinity` is none that Kubernetes has.
+    #[error("{0:?} is no session affinity: None or ClientIP")]
+    UnknownAffinity(String),
+    /// `timeoutSeconds` out of range.
+    #[error("{0} is no timeout: 1..=86400")]
+    Timeout(i32),
+    /// Two ports of a service with one name.
+    #[error("{0:?} is the name of another {1} port of the service: give each its own")]
+    DuplicatePortName(String, Proto),
+    /// Two ports of a service with one number.
+    #[error("{0}/{1} is another port of the service: remove one")]
+    DuplicatePort(u16, Proto),
+    /// Another service has the address and port.
+    #[error("{frontend} belongs to Service {winner}, which is older: change clusterIPs or the port of one of them")]
+    Conflict {
+        /// The address, port and protocol.
+        frontend: FrontendAddress,
+        /// The service that has it.
+        winner: ServiceName,
+    },
+    /// An object that another file has already.
+    #[error("{object} is in {first} already: remove one")]
+    DuplicateObject {
+        /// The object.
+        object: String,
+        /// The file that has it.
+        first: String,
+    },
+    /// What is there can't be decoded as what it should be.
+    #[error("{0}")]
+    Undecodable(String),
+    /// A file or directory can't be read.
+    #[error("can't be read: {0}")]
+    Unreadable(String),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.field.is_empty() { self.fault.fmt(f) } else { write!(f, "{}: {}", self.field, self.fault) }
+    }
+}
+
+/// A problem and what it is of: what the log and `affinity status` show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// The object or file.
+    pub object: Subject,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.object, self.problem)
+    }
+}
+
+/// `{"object": …, "field": …, "message": …}`, all of them text.
+impl Serialize for Rejection {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut out = serializer.serialize_struct("Rejection", 3)?;
+        out.serialize_field("object", &self.object.to_string())?;
+        out.serialize_field("field", &self.problem.field)?;
+        out.serialize_field("message", &self.problem.fault.to_string())?;
+        out.end()
+    }
+}

@@ -1,0 +1,56 @@
+//! An EndpointSlice: some of the endpoints behind a service.
+
+use std::{net::IpAddr, sync::Arc};
+
+use affinity_common::types::{Port, Proto};
+
+use super::{Kind, ServiceName, SliceName, store::Object};
+
+/// A slice of a service's endpoints, all of one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Its name.
+    pub name: SliceName,
+    /// The service that it is for, by the label `kubernetes.io/service-name`.
+    pub service: ServiceName,
+    /// The target ports of all its endpoints.
+    pub ports: Vec<TargetPort>,
+    /// The endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Where the endpoints of a slice serve the service port of this name and protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetPort {
+    /// The service port's name; empty where it has none.
+    pub name: Arc<str>,
+    /// Its protocol.
+    pub proto: Proto,
+    /// The port on the pod.
+    pub port: Port,
+}
+
+/// One endpoint: usually a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its address. The API gives no meaning to further ones.
+    pub address: IpAddr,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Answers, whether it terminates or not.
+    pub serving: bool,
+    /// Is about to go.
+    pub terminating: bool,
+    /// The node that it is on, where that is known.
+    pub node_name: Option<Arc<str>>,
+    /// The name of the pod, where there is one.
+    pub target: Option<Arc<str>>,
+}
+
+impl Object for EndpointSlice {
+    const KIND: Kind = Kind::EndpointSlice;
+
+    fn name(&self) -> &SliceName {
+        &self.name
+    }
+}

@@ -1,0 +1,1 @@
+//! The model: dirtiness, relists, last good states and conflicts.
