@@ -89,7 +89,11 @@ impl Claims {
             outcome.settled.extend(
                 was.iter().filter(|w| !is.iter().any(|i| i.loser == w.loser)).map(|contest| contest.loser.clone()),
             );
-            if is.is_empty() { self.contested.remove(&frontend) } else { self.contested.insert(frontend) };
+            if is.is_empty() {
+                self.contested.remove(&frontend)
+            } else {
+                self.contested.insert(frontend)
+            };
             outcome.lost.extend(is.into_iter().filter(|contest| !was.contains(contest)));
             if claims.is_empty() {
                 self.by_frontend.remove(&frontend);
@@ -105,21 +109,17 @@ impl Claims {
 
     /// Every claim that lost.
     pub fn contests(&self) -> impl Iterator<Item = Contest> {
-        self.contested.iter().filter_map(|frontend| Some((frontend, self.by_frontend.get(frontend)?))).flat_map(
-            |(frontend, claims)| contests(*frontend, claims),
-        )
+        self.contested
+            .iter()
+            .filter_map(|frontend| Some((frontend, self.by_frontend.get(frontend)?)))
+            .flat_map(|(frontend, claims)| contests(*frontend, claims))
     }
 }
 
 fn contests(frontend: FrontendAddress, claims: &[Claim]) -> impl Iterator<Item = Contest> {
     let winner = claims.first();
     claims.iter().skip(1).filter_map(move |claim| {
-        Some(Contest {
-            frontend,
-            loser: claim.service.clone(),
-            port: claim.port,
-            winner: winner?.service.clone(),
-        })
+        Some(Contest { frontend, loser: claim.service.clone(), port: claim.port, winner: winner?.service.clone() })
     })
 }
 

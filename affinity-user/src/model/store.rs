@@ -17,7 +17,7 @@ pub trait Object: Eq {
 }
 
 /// A version of an object after validation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked<T> {
     /// Its name.
     pub name: ObjectName,
@@ -93,7 +93,11 @@ impl<T: Object> Store<T> {
         let Some(found) = &mut self.relist else { return self.commit(version) };
         if let Some(entry) = self.entries.get_mut(&version.name) {
             entry.seen = self.relists;
-            if !entry.makeshift && version.replaces && entry.object == version.object && entry.problems == version.problems {
+            if !entry.makeshift
+                && version.replaces
+                && entry.object == version.object
+                && entry.problems == version.problems
+            {
                 found.remove(&version.name);
                 return None;
             }

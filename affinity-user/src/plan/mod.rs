@@ -164,9 +164,7 @@ fn family_plan<F: Family>(view: &ServiceView<'_>, name: &ServicePortName, port: 
 
 /// FNV-1a (32 bits) of `namespace/name/port/proto`.
 fn seed(name: &ServicePortName) -> u32 {
-    name.to_string()
-        .bytes()
-        .fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    name.to_string().bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// A dump for people and tests: a line each for the port, its frontends and its backends (`+` if eligible).

@@ -1,1 +1,128 @@
-//! Where objects come from.
+//! Where objects come from: the [API server](kubernetes) or a [directory of files](directory), as one stream of events.
+//!
+//! Nothing but this module knows Kubernetes' types. A source never ends by itself: what goes wrong is told by an event,
+//! the state that was learned stays, and the source keeps trying.
+
+pub mod convert;
+pub mod directory;
+mod documents;
+pub mod kubernetes;
+
+use std::{error::Error as StdError, path::PathBuf, sync::Arc};
+
+use jiff::Timestamp;
+use thiserror::Error;
+
+use crate::model::{Checked, EndpointSlice, Kind, Model, ObjectName, Problem, Service};
+
+/// How many events wait for the daemon before the source waits for it.
+const BACKLOG: usize = 1024;
+
+/// What a source has to tell.
+#[derive(Debug)]
+pub enum SourceEvent {
+    /// A list of all objects of a kind begins.
+    Init(Kind),
+    /// A service is listed, new or changed.
+    Service(Checked<Service>),
+    /// An EndpointSlice is listed, new or changed.
+    EndpointSlice(Checked<EndpointSlice>),
+    /// An object is gone, or no longer for a service proxy.
+    Delete(Kind, ObjectName),
+    /// The list is complete: what it did not contain is gone.
+    InitDone(Kind),
+    /// What is wrong with a file as such, in place of what was told of it before.
+    File(PathBuf, Vec<Problem>),
+    /// Whether what is known of a kind is up to date.
+    Health(Kind, Health),
+}
+
+/// Whether a source is up to date.
+#[derive(Debug)]
+pub enum Health {
+    /// It follows changes.
+    Fresh,
+    /// It can't: what is known is of `since`, and is kept.
+    Stale {
+        /// When the source was known to be up to date for the last time, or was started.
+        since: Timestamp,
+        /// Why it is not.
+        error: SourceError,
+    },
+}
+
+/// Why a source can't be read.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// The kubeconfig file can't be used.
+    #[error("kubeconfig {path}: {}", chain(source))]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// Neither a kubeconfig nor a service account of a cluster was found.
+    #[error("no cluster to talk to: give --kubeconfig FILE, or run as a pod ({})", chain(.0))]
+    NoCluster(#[source] Box<kube::config::InferConfigError>),
+    /// No client can be made of the configuration.
+    #[error("{url}: {}", chain(source))]
+    Client {
+        /// The API server.
+        url: String,
+        /// What is wrong.
+        source: Box<kube::Error>,
+    },
+    /// The API server can't be reached, or refuses.
+    #[error("{url}: {}", chain(source))]
+    Watch {
+        /// The API server.
+        url: String,
+        /// What it said.
+        source: Box<kube::runtime::watcher::Error>,
+    },
+    /// A watch ended that should not.
+    #[error("{url}: the watch ended")]
+    WatchEnded {
+        /// The API server.
+        url: String,
+    },
+    /// The directory can't be read.
+    #[error("directory {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<std::io::Error>,
+    },
+}
+
+impl SourceEvent {
+    /// Lets the event take effect. What is about the source itself is handed back.
+    pub fn enter(self, model: &mut Model) -> Option<(Kind, Health)> {
+        match self {
+            Self::Init(kind) => model.begin(kind),
+            Self::Service(version) => model.apply_service(version),
+            Self::EndpointSlice(version) => model.apply_slice(version),
+            Self::Delete(kind, name) => model.delete(kind, &name),
+            Self::InitDone(kind) => model.finish(kind),
+            Self::File(path, problems) => model.report_file(&path, problems),
+            Self::Health(kind, health) => return Some((kind, health)),
+        }
+        None
+    }
+}
+
+/// An error with its causes, each told once: the outer ones of a client say little ("client error").
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,346 @@
+//! The API server as a source: Services and EndpointSlices, listed once and then watched.
+//!
+//! A watch that ends or breaks is taken up where it was. Where that can't be done, at once or at all, the
+//! state is told to be stale, and everything is listed anew as soon as the API server answers, with a configuration
+//! that is read anew: what was deleted meanwhile, or another cluster's state behind the same address, is found so.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{core::v1 as core, discovery::v1 as discovery},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, Config, Resource,
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::watcher::{self, Event, watcher},
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use super::{BACKLOG, Health, SourceError, SourceEvent, convert};
+use crate::model::{Kind, ObjectName, Problem};
+
+/// How long after a watch broke another failure is taken for one to take it up: over the 30 s that a connection gets.
+const LATELY: Duration = Duration::from_secs(45);
+
+/// Where the API server is, and how to talk to it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it is.
+    pub access: Access,
+    /// How all objects are listed.
+    pub listing: Listing,
+    /// How long to wait after a first failure. It doubles with each further one, up to `retry_max`.
+    pub retry_min: Duration,
+    /// How long to wait at most.
+    pub retry_max: Duration,
+    /// How long the API server may say nothing. A watch gets a bookmark every minute, so one that gets none stalls.
+    pub silence_max: Duration,
+}
+
+/// Where the API server is.
+#[derive(Clone)]
+pub enum Access {
+    /// By `KUBECONFIG` or `~/.kube/config`, else by the service account of the pod that this runs in.
+    Infer,
+    /// By this kubeconfig's current context.
+    Kubeconfig(PathBuf),
+    /// By a client that was made elsewhere.
+    Client {
+        /// The client.
+        client: Client,
+        /// What errors call the API server.
+        url: String,
+    },
+}
+
+/// How all objects are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// As a stream, object by object: the cheapest for both sides. Falls back to pages where the API server refuses it
+    /// (the feature gate `WatchList`, on by default since Kubernetes 1.34).
+    Stream,
+    /// In pages of 500.
+    Pages,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            access: Access::Infer,
+            listing: Listing::Stream,
+            retry_min: Duration::from_millis(200),
+            retry_max: Duration::from_secs(10),
+            silence_max: Duration::from_secs(120),
+        }
+    }
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Infer => f.write_str("Infer"),
+            Self::Kubeconfig(path) => f.debug_tuple("Kubeconfig").field(path).finish(),
+            Self::Client { url, .. } => f.debug_struct("Client").field("url", url).finish_non_exhaustive(),
+        }
+    }
+}
+
+/// Follows the API server, in tasks of the current tokio runtime, until the receiver is dropped.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn watch(options: &Options) -> mpsc::Receiver<SourceEvent> {
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    tokio::spawn(follow::<core::Service>(options.clone(), sender.clone()));
+    tokio::spawn(follow::<discovery::EndpointSlice>(options.clone(), sender));
+    receiver
+}
+
+/// A kind of object that is watched.
+trait Watched:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + k8s_openapi::Metadata<Ty = ObjectMeta>
+    + Clone
+    + DeserializeOwned
+    + std::fmt::Debug
+    + Send
+    + 'static
+{
+    const WATCHED: Kind;
+
+    /// The event of a version; `None` if the object is not for this service proxy.
+    fn version(&self, name: &ObjectName) -> Option<SourceEvent>;
+}
+
+impl Watched for core::Service {
+    const WATCHED: Kind = Kind::Service;
+
+    fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
+        convert::service(name, self).map(SourceEvent::Service)
+    }
+}
+
+impl Watched for discovery::EndpointSlice {
+    const WATCHED: Kind = Kind::EndpointSlice;
+
+    fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
+        convert::endpoint_slice(name, self).map(SourceEvent::EndpointSlice)
+    }
+}
+
+/// Nobody listens any more.
+struct Closed;
+
+/// Why a watch is over.
+enum End {
+    Closed,
+    /// It failed; it was up to date until then.
+    Failed(Timestamp, SourceError),
+    /// The API server does not list as a stream.
+    NoStream,
+}
+
+impl From<Closed> for End {
+    fn from(_: Closed) -> Self {
+        Self::Closed
+    }
+}
+
+/// Follows one kind of object.
+struct Follower {
+    options: Options,
+    sender: mpsc::Sender<SourceEvent>,
+    retry: Retry,
+    kind: Kind,
+    /// Since when the state may be stale; `None` while it is fresh.
+    stale_since: Option<Timestamp>,
+}
+
+async fn follow<K: Watched>(options: Options, sender: mpsc::Sender<SourceEvent>) {
+    let retry = Retry::new(&options);
+    let mut follower = Follower { options, sender, retry, kind: K::WATCHED, stale_since: Some(Timestamp::now()) };
+    // The only way out is that nobody listens any more.
+    let Closed = follower.run::<K>().await;
+}
+
+impl Follower {
+    async fn run<K: Watched>(&mut self) -> Closed {
+        loop {
+            let (since, error) = match connect(&self.options).await {
+                Ok((client, url)) => match self.watch::<K>(Api::all(client), &url).await {
+                    End::Closed => return Closed,
+                    End::NoStream => {
+                        tracing::debug!(kind = %self.kind, "the API server does not list as a stream: listing in pages");
+                        self.options.listing = Listing::Pages;
+                        continue;
+                    }
+                    End::Failed(since, error) => (since, error),
+                },
+                Err(error) => (Timestamp::now(), error),
+            };
+            let since = *self.stale_since.get_or_insert(since);
+            let stale = SourceEvent::Health(self.kind, Health::Stale { since, error });
+            if self.send(stale).await.is_err() || self.pause().await.is_err() {
+                return Closed;
+            }
+        }
+    }
+
+    /// Lists and watches until that can't be continued.
+    async fn watch<K: Watched>(&mut self, api: Api<K>, url: &str) -> End {
+        let config = watcher::Config::default().labels(convert::LABEL_SELECTOR);
+        let config = if self.options.listing == Listing::Stream { config.streaming_lists() } else { config };
+        let mut events = std::pin::pin!(watcher(api, config));
+        let mut listed = false;
+        // When a watch broke that may have been taken up since.
+        let mut broke: Option<(Instant, Timestamp)> = None;
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = self.sender.closed() => return End::Closed,
+            };
+            if listed && matches!(event, Some(Ok(_))) {
+                broke = None;
+                self.retry.reset();
+            }
+            let told = match event {
+                Some(Ok(Event::Init)) => {
+                    listed = false;
+                    self.send(SourceEvent::Init(self.kind)).await
+                }
+                Some(Ok(Event::InitApply(object))) => self.version(&object, true).await,
+                Some(Ok(Event::Apply(object))) => self.version(&object, false).await,
+                Some(Ok(Event::Delete(object))) => match convert::name(object.metadata()) {
+                    Ok(name) => self.send(SourceEvent::Delete(self.kind, name)).await,
+                    Err(problem) => {
+                        self.nameless(&problem);
+                        Ok(())
+                    }
+                },
+                Some(Ok(Event::InitDone)) => {
+                    listed = true;
+                    self.retry.reset();
+                    self.fresh().await
+                }
+                Some(Err(error)) => {
+                    if is_no_stream(&error) && self.options.listing == Listing::Stream {
+                        return End::NoStream;
+                    }
+                    let broken = matches!(error, watcher::Error::WatchFailed(_) | watcher::Error::WatchError(_));
+                    let lately = broke.filter(|(at, _)| at.elapsed() < LATELY).map(|(_, since)| since);
+                    let since = lately.unwrap_or_else(Timestamp::now);
+                    if !listed || !broken || lately.is_some() {
+                        let source = Box::new(error);
+                        return End::Failed(since, SourceError::Watch { url: url.to_owned(), source });
+                    }
+                    // The watcher takes it up by itself; what can't be told from here is only that it has. If it
+                    // can't, that is an error of its own.
+                    tracing::debug!(kind = %self.kind, %error, "watch broke");
+                    broke = Some((Instant::now(), since));
+                    self.pause().await
+                }
+                // It has no end by contract; start over.
+                None => return End::Failed(Timestamp::now(), SourceError::WatchEnded { url: url.to_owned() }),
+            };
+            if let Err(Closed) = told {
+                return End::Closed;
+            }
+        }
+    }
+
+    async fn version<K: Watched>(&self, object: &K, listing: bool) -> Result<(), Closed> {
+        let name = match convert::name(object.metadata()) {
+            Ok(name) => name,
+            Err(problem) => {
+                self.nameless(&problem);
+                return Ok(());
+            }
+        };
+        match object.version(&name) {
+            Some(event) => self.send(event).await,
+            // It may have been for us before. What a list leaves out is gone anyway.
+            None if !listing => self.send(SourceEvent::Delete(self.kind, name)).await,
+            None => Ok(()),
+        }
+    }
+
+    fn nameless(&self, problem: &Problem) {
+        tracing::warn!(kind = %self.kind, %problem, "the API server sent an object without a usable name");
+    }
+
+    async fn fresh(&mut self) -> Result<(), Closed> {
+        self.send(SourceEvent::InitDone(self.kind)).await?;
+        if self.stale_since.take().is_some() {
+            self.send(SourceEvent::Health(self.kind, Health::Fresh)).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, event: SourceEvent) -> Result<(), Closed> {
+        self.sender.send(event).await.map_err(|_| Closed)
+    }
+
+    async fn pause(&mut self) -> Result<(), Closed> {
+        tokio::select! {
+            () = tokio::time::sleep(self.retry.next()) => Ok(()),
+            () = self.sender.closed() => Err(Closed),
+        }
+    }
+}
+
+/// How long to wait before the next attempt.
+struct Retry {
+    min: Duration,
+    max: Duration,
+    next: Duration,
+}
+
+impl Retry {
+    fn new(options: &Options) -> Self {
+        Self { min: options.retry_min, max: options.retry_max, next: options.retry_min }
+    }
+
+    fn reset(&mut self) {
+        self.next = self.min;
+    }
+
+    /// Twice as long as the last time, half of it at random: the nodes of a cluster lose an API server together.
+    fn next(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = (wait * 2).min(self.max);
+        wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+/// Whether the API server refuses to list as a stream: 4xx for the request, other than for who makes it.
+fn is_no_stream(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
+}
+
+async fn connect(options: &Options) -> Result<(Client, String), SourceError> {
+    let mut config = match &options.access {
+        Access::Client { client, url } => return Ok((client.clone(), url.clone())),
+        Access::Infer => Config::infer().await.map_err(|source| SourceError::NoCluster(Box::new(source)))?,
+        Access::Kubeconfig(path) => {
+            let unusable = |source| SourceError::Kubeconfig { path: path.clone(), source: Box::new(source) };
+            let kubeconfig = Kubeconfig::read_from(path).map_err(unusable)?;
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(unusable)?
+        }
+    };
+    config.read_timeout = Some(options.silence_max);
+    // Retries are made, and told of, here.
+    config.default_retry = false;
+    let url = config.cluster_url.to_string();
+    match Client::try_from(config) {
+        Ok(client) => Ok((client, url)),
+        Err(source) => Err(SourceError::Client { url, source: Box::new(source) }),
+    }
+}
