@@ -16,7 +16,7 @@ pub struct ObjectName {
 /// The name of a Service.
 pub type ServiceName = ObjectName;
 
-/// The name of an EndpointSlice.
+/// The name of an `EndpointSlice`.
 pub type SliceName = ObjectName;
 
 impl ObjectName {

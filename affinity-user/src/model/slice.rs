@@ -1,4 +1,4 @@
-//! An EndpointSlice: some of the endpoints behind a service.
+//! An `EndpointSlice`: some of the endpoints behind a service.
 
 use std::{net::IpAddr, sync::Arc};
 

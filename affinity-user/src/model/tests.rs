@@ -1,1 +1,228 @@
-//! The model: dirtiness, relists, last good states and conflicts.
+//! The model: what is dirty, relists, last good states and conflicts.
+
+use super::*;
+use crate::sources::{SourceEvent, list_of};
+
+/// A service by name, address and creation second; further fields of its spec go into `more`.
+fn service(name: &str, ip: &str, created: u32, more: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\n\
+         metadata: {{name: {name}, namespace: shop, creationTimestamp: '2026-01-01T00:00:{created:02}Z'}}\n\
+         spec: {{clusterIP: {ip}, ports: [{{port: 80}}]{more}}}\n"
+    )
+}
+
+fn slice(name: &str, service: &str, address: &str) -> String {
+    format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+         metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: {service}}}}}\n\
+         ports: [{{port: 8080}}]\nendpoints: [{{addresses: ['{address}']}}]\n"
+    )
+}
+
+fn list(model: &mut Model, yaml: &str) -> String {
+    for event in list_of(yaml) {
+        event.enter(model);
+    }
+    changes(model)
+}
+
+/// Single changes, without a list around them.
+fn change(model: &mut Model, yaml: &str) -> String {
+    for event in list_of(yaml) {
+        if !matches!(event, SourceEvent::Init(_) | SourceEvent::InitDone(_)) {
+            event.enter(model);
+        }
+    }
+    changes(model)
+}
+
+fn delete(model: &mut Model, kind: Kind, name: &str) -> String {
+    model.delete(kind, &ObjectName::new("shop", name));
+    changes(model)
+}
+
+/// `dirty…`, `- rejection`, `+ accepted`.
+fn changes(model: &mut Model) -> String {
+    let Changes { dirty, rejected, accepted } = model.take_changes();
+    let dirty = dirty.iter().map(|name| format!("{} ", name.name));
+    let rejected = rejected.iter().map(|rejection| format!("- {rejection} "));
+    let accepted = accepted.iter().map(|subject| format!("+ {subject} "));
+    dirty.chain(rejected).chain(accepted).collect::<Vec<_>>().concat().trim_end().to_owned()
+}
+
+fn rejections(model: &Model) -> Vec<String> {
+    model.rejections().map(|rejection| rejection.to_string()).collect()
+}
+
+fn timeout(model: &Model, name: &str) -> Option<SessionAffinity> {
+    model.service(&ObjectName::new("shop", name)).map(|view| view.service.session_affinity)
+}
+
+fn sticky(seconds: u32) -> SessionAffinity {
+    SessionAffinity::ClientIp { timeout: affinity_common::types::Seconds::new(seconds) }
+}
+
+const STICKY: &str = ", sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}";
+const TOO_STICKY: &str = ", sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}";
+
+#[test]
+fn a_change_makes_its_service_dirty_and_no_other() {
+    let mut model = Model::default();
+    let (web, api) = (service("web", "10.0.0.1", 1, ""), service("api", "10.0.0.2", 2, ""));
+    assert!(!model.is_synced());
+    assert_eq!(list(&mut model, &[web.as_str(), &api, &slice("web-1", "web", "10.1.0.1")].concat()), "api web");
+    assert!(model.is_synced());
+    assert_eq!(change(&mut model, &slice("web-1", "web", "10.1.0.2")), "web");
+    assert_eq!(change(&mut model, &slice("web-1", "web", "10.1.0.2")), "", "nothing changed");
+    assert_eq!(change(&mut model, &slice("web-2", "web", "10.1.0.3")), "web");
+    assert_eq!(change(&mut model, &slice("web-2", "api", "10.1.0.3")), "api web", "the slice went over");
+    assert_eq!(change(&mut model, &slice("db-1", "db", "10.1.0.4")), "", "a slice without its service");
+    assert_eq!(change(&mut model, &service("db", "10.0.0.3", 3, "")), "db");
+    let db = model.service(&ObjectName::new("shop", "db")).map(|view| view.slices().count());
+    assert_eq!(db, Some(1), "the slice was there before its service");
+    assert_eq!(delete(&mut model, Kind::EndpointSlice, "web-1"), "web");
+    assert_eq!(delete(&mut model, Kind::EndpointSlice, "web-1"), "");
+    assert_eq!(delete(&mut model, Kind::Service, "api"), "api");
+    assert!(model.service(&ObjectName::new("shop", "api")).is_none());
+    assert_eq!(delete(&mut model, Kind::EndpointSlice, "web-2"), "", "its service is gone already");
+}
+
+#[test]
+fn a_relist_takes_effect_as_a_whole_when_it_is_complete() {
+    let mut model = Model::default();
+    let [web, api, db] =
+        [("web", "10.0.0.1"), ("api", "10.0.0.2"), ("db", "10.0.0.3")].map(|(name, ip)| service(name, ip, 1, ""));
+    list(&mut model, &[web.as_str(), &api, &slice("api-1", "api", "10.1.0.1")].concat());
+
+    let mut events = list_of(&[service("web", "10.0.0.9", 1, ""), db].concat());
+    events.retain(|event| !matches!(event, SourceEvent::InitDone(_)));
+    for event in events {
+        event.enter(&mut model);
+    }
+    assert_eq!(changes(&mut model), "", "the relist is not complete");
+    // It breaks, and the next one finds something else.
+    assert_eq!(list(&mut model, &web), "api", "db was never there, web is as it was");
+    assert_eq!(model.services().count(), 1);
+    assert_eq!(list(&mut model, ""), "web");
+}
+
+#[test]
+fn a_relist_keeps_what_was_rejected_in_it() {
+    let mut model = Model::default();
+    list(&mut model, &service("web", "10.0.0.1", 1, STICKY));
+    let broken = service("web", "10.0.0.1", 1, TOO_STICKY);
+    let rejection =
+        "Service shop/web: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is no timeout: 1..=86400";
+    assert_eq!(list(&mut model, &broken), format!("- {rejection}"));
+    assert_eq!(list(&mut model, &broken), "", "it is told once");
+    assert_eq!(timeout(&model, "web"), Some(sticky(60)));
+    assert_eq!(list(&mut model, ""), "web + Service shop/web");
+    assert_eq!(rejections(&model), [""; 0]);
+}
+
+#[test]
+fn the_last_good_state_stays_until_there_is_a_better_one() {
+    let mut model = Model::default();
+    let rejection =
+        "Service shop/web: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is no timeout: 1..=86400";
+    assert_eq!(list(&mut model, &service("web", "10.0.0.1", 1, TOO_STICKY)), format!("- {rejection}"));
+    assert_eq!(timeout(&model, "web"), None, "there never was a good state");
+    assert_eq!(change(&mut model, &service("web", "10.0.0.1", 1, STICKY)), "web + Service shop/web");
+    assert_eq!(change(&mut model, &service("web", "10.0.0.1", 1, TOO_STICKY)), format!("- {rejection}"));
+    assert_eq!(timeout(&model, "web"), Some(sticky(60)));
+    assert_eq!(rejections(&model), [rejection]);
+    assert_eq!(change(&mut model, &service("web", "10.0.0.1", 1, "")), "web + Service shop/web");
+    assert_eq!(timeout(&model, "web"), Some(SessionAffinity::None));
+    change(&mut model, &service("web", "10.0.0.1", 1, TOO_STICKY));
+    assert_eq!(delete(&mut model, Kind::Service, "web"), "web + Service shop/web");
+    assert_eq!(rejections(&model), [""; 0]);
+}
+
+#[test]
+fn a_service_that_never_was_good_is_saved_as_far_as_it_goes() {
+    let ports = |list: &str| service("web", "10.0.0.1", 1, "").replace("[{port: 80}]", list);
+    let has = |model: &Model| -> Vec<u16> {
+        model.services().flat_map(|view| view.service.ports.iter().map(|port| port.port.get())).collect()
+    };
+    let mut model = Model::default();
+    list(&mut model, &ports("[{name: a, port: 80}, {name: b, port: 0}]"));
+    assert_eq!(has(&model), [80]);
+    change(&mut model, &ports("[{name: a, port: 81}, {name: b, port: 0}]"));
+    assert_eq!(has(&model), [81], "a makeshift is no state to hold on to");
+    change(&mut model, &ports("[{name: a, port: 82}, {name: b, port: 443}]"));
+    change(&mut model, &ports("[{name: a, port: 83}, {name: b, port: 65536}]"));
+    assert_eq!(has(&model), [82, 443], "a good one is");
+    change(&mut model, &ports("[{name: a, port: 84}, {name: b, port: 443, protocol: SCTP}]"));
+    assert_eq!(has(&model), [84], "SCTP is no mistake: the version counts");
+    assert_eq!(
+        rejections(&model),
+        ["Service shop/web: spec.ports[1].protocol: SCTP is not supported: TCP and UDP are"]
+    );
+}
+
+#[test]
+fn of_two_services_on_one_address_the_older_has_it() {
+    let mut model = Model::default();
+    let lost = |loser: &str, winner: &str| {
+        format!(
+            "Service shop/{loser}: spec.ports[0].port: 10.0.0.1:80/TCP belongs to Service shop/{winner}, \
+             which is older: change clusterIPs or the port of one of them"
+        )
+    };
+    let holder = |model: &Model| -> Vec<String> {
+        let frontend = FrontendAddress {
+            addr: std::net::IpAddr::from([10, 0, 0, 1]),
+            port: affinity_common::types::Port::new(80),
+            proto: affinity_common::types::Proto::TCP,
+        };
+        model.services().filter(|view| view.holds(&frontend)).map(|view| view.service.name.name.to_string()).collect()
+    };
+    list(&mut model, &service("b", "10.0.0.1", 5, ""));
+    assert_eq!(change(&mut model, &service("a", "10.0.0.1", 6, "")), format!("a - {}", lost("a", "b")));
+    assert_eq!(holder(&model), ["b"]);
+    assert_eq!(rejections(&model), [lost("a", "b")]);
+    // An older one appears: both of the others have lost to it.
+    let changed = change(&mut model, &service("c", "10.0.0.1", 4, ""));
+    assert_eq!(changed, format!("b c - {} - {}", lost("b", "c"), lost("a", "c")));
+    assert_eq!(holder(&model), ["c"]);
+    // The winner goes elsewhere.
+    assert_eq!(
+        change(&mut model, &service("c", "10.0.0.9", 4, "")),
+        format!("b c - {} + Service shop/b", lost("a", "b"))
+    );
+    assert_eq!(holder(&model), ["b"]);
+    assert_eq!(delete(&mut model, Kind::Service, "b"), "a b + Service shop/a");
+    assert_eq!(holder(&model), ["a"]);
+    assert_eq!(rejections(&model), [""; 0]);
+    // Of the same age, the name decides.
+    change(&mut model, &service("b", "10.0.0.1", 6, ""));
+    assert_eq!(holder(&model), ["a"]);
+    // A loser that goes takes its rejection with it.
+    assert_eq!(delete(&mut model, Kind::Service, "b"), "b + Service shop/b");
+    assert_eq!(rejections(&model), [""; 0]);
+}
+
+#[test]
+fn a_clusterip_given_to_another_service_in_one_relist_is_no_conflict() {
+    let mut model = Model::default();
+    list(&mut model, &service("old", "10.0.0.1", 1, ""));
+    assert_eq!(list(&mut model, &service("new", "10.0.0.1", 2, "")), "new old");
+    assert_eq!(rejections(&model), [""; 0]);
+}
+
+#[test]
+fn files_have_rejections_too() {
+    let mut model = Model::default();
+    let problem = Problem::new("line 3", Fault::Undecodable("no YAML".into()));
+    model.report_file(Path::new("/etc/web.yaml"), vec![problem.clone()]);
+    model.report_file(Path::new("/etc/web.yaml"), vec![problem]);
+    assert_eq!(changes(&mut model), "- /etc/web.yaml: line 3: no YAML");
+    let rejection = model.rejections().next();
+    assert_eq!(
+        rejection.and_then(|rejection| serde_json::to_string(&rejection).ok()).as_deref(),
+        Some(r#"{"object":"/etc/web.yaml","field":"line 3","message":"no YAML"}"#)
+    );
+    model.report_file(Path::new("/etc/web.yaml"), vec![]);
+    assert_eq!(changes(&mut model), "+ /etc/web.yaml");
+}

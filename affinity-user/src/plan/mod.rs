@@ -162,9 +162,14 @@ fn family_plan<F: Family>(view: &ServiceView<'_>, name: &ServicePortName, port: 
     FamilyPlan { frontends, backends: endpoints::backends(view.slices(), &name.port, name.proto) }
 }
 
-/// FNV-1a (32 bits) of `namespace/name/port/proto`.
+/// The hash of `namespace/name/port/proto`.
 fn seed(name: &ServicePortName) -> u32 {
-    name.to_string().bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    fnv1a(name.to_string().bytes())
+}
+
+/// FNV-1a, 32 bits.
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u32 {
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// A dump for people and tests: a line each for the port, its frontends and its backends (`+` if eligible).

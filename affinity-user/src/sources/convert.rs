@@ -216,14 +216,14 @@ fn session_affinity(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<Ses
             let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
             let timeout = match config.and_then(|client_ip| client_ip.timeout_seconds) {
                 None => DEFAULT_TIMEOUT,
-                Some(seconds) => match u32::try_from(seconds) {
-                    Ok(valid @ 1..=86400) => valid,
-                    _ => {
+                Some(seconds) => {
+                    let Ok(valid @ 1..=86400) = u32::try_from(seconds) else {
                         let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
                         faults.invalid(field, Fault::Timeout(seconds));
                         return None;
-                    }
-                },
+                    };
+                    valid
+                }
             };
             Some(SessionAffinity::ClientIp { timeout: Seconds::new(timeout) })
         }

@@ -307,10 +307,7 @@ impl Directory {
             objects.into_iter().map(|(key, (path, version))| (key.clone(), (path.clone(), version.clone()))).collect();
         for (key, (_, version)) in &told {
             if self.told.get(key).is_none_or(|(_, before)| before != version) {
-                events.push(match version.clone() {
-                    Version::Service(version) => SourceEvent::Service(version),
-                    Version::EndpointSlice(version) => SourceEvent::EndpointSlice(version),
-                });
+                events.push(version.clone().into());
             }
         }
         for (kind, name) in gone {

@@ -90,8 +90,8 @@ impl Contents {
             return;
         }
         self.take(&header, lines_before + 1, |kind| match kind {
-            Kind::Service => yaml(file, lines_before, text).map(Typed::Service),
-            Kind::EndpointSlice => yaml(file, lines_before, text).map(Typed::EndpointSlice),
+            Kind::Service => yaml(file, lines_before, text).map(|object| Typed::Service(Box::new(object))),
+            Kind::EndpointSlice => yaml(file, lines_before, text).map(|object| Typed::EndpointSlice(Box::new(object))),
         });
     }
 
@@ -114,8 +114,8 @@ impl Contents {
         }
         let place = line.map_or_else(|| file.to_owned(), |line| format!("{file}:{line}"));
         self.take(&header, line.unwrap_or(1), |kind| match kind {
-            Kind::Service => json(&place, value).map(Typed::Service),
-            Kind::EndpointSlice => json(&place, value).map(Typed::EndpointSlice),
+            Kind::Service => json(&place, value).map(|object| Typed::Service(Box::new(object))),
+            Kind::EndpointSlice => json(&place, value).map(|object| Typed::EndpointSlice(Box::new(object))),
         });
     }
 
@@ -162,8 +162,8 @@ impl Contents {
 }
 
 enum Typed {
-    Service(core::Service),
-    EndpointSlice(discovery::EndpointSlice),
+    Service(Box<core::Service>),
+    EndpointSlice(Box<discovery::EndpointSlice>),
 }
 
 /// What says what an object is.
@@ -286,17 +286,18 @@ mod tests {
 
     fn dump(path: &str, text: &str) -> String {
         let contents = Contents::parse(Path::new(path), text);
-        let objects = contents.objects.iter().map(|object| {
+        let mut lines = Vec::new();
+        for object in &contents.objects {
             let (kind, name) = object.key();
             let problems = match object {
                 Version::Service(version) => &version.problems,
                 Version::EndpointSlice(version) => &version.problems,
             };
-            let problems: String = problems.iter().map(|problem| format!(" | {problem}")).collect();
-            format!("{kind} {name}{problems}\n")
-        });
-        let problems = contents.problems.iter().map(|problem| format!("! {problem}\n"));
-        objects.chain(problems).collect()
+            let problems: Vec<_> = problems.iter().map(|problem| format!(" | {problem}")).collect();
+            lines.push(format!("{kind} {name}{}\n", problems.concat()));
+        }
+        lines.extend(contents.problems.iter().map(|problem| format!("! {problem}\n")));
+        lines.concat()
     }
 
     const WEB: &str = "{apiVersion: v1, kind: Service, metadata: {name: web}, \

@@ -1,4 +1,4 @@
-//! The API server as a source: Services and EndpointSlices, listed once and then watched.
+//! The API server as a source: Services and `EndpointSlice`s, listed once and then watched.
 //!
 //! A watch that ends or breaks is taken up where it was. Where that can't be done, at once or at all, the
 //! state is told to be stale, and everything is listed anew as soon as the API server answers, with a configuration
@@ -78,7 +78,7 @@ impl Default for Options {
             listing: Listing::Stream,
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
-            silence_max: Duration::from_secs(120),
+            silence_max: Duration::from_mins(2),
         }
     }
 }

@@ -8,11 +8,16 @@ pub mod directory;
 mod documents;
 pub mod kubernetes;
 
-use std::{error::Error as StdError, path::PathBuf, sync::Arc};
+use std::{
+    error::Error as StdError,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use thiserror::Error;
 
+use self::documents::{Contents, Version};
 use crate::model::{Checked, EndpointSlice, Kind, Model, ObjectName, Problem, Service};
 
 /// How many events wait for the daemon before the source waits for it.
@@ -25,7 +30,7 @@ pub enum SourceEvent {
     Init(Kind),
     /// A service is listed, new or changed.
     Service(Checked<Service>),
-    /// An EndpointSlice is listed, new or changed.
+    /// An `EndpointSlice` is listed, new or changed.
     EndpointSlice(Checked<EndpointSlice>),
     /// An object is gone, or no longer for a service proxy.
     Delete(Kind, ObjectName),
@@ -110,6 +115,25 @@ impl SourceEvent {
             Self::Health(kind, health) => return Some((kind, health)),
         }
         None
+    }
+}
+
+/// The objects of a YAML text as a complete list of them: for tests, and for tools that work without a daemon.
+pub fn list_of(yaml: &str) -> Vec<SourceEvent> {
+    let path = Path::new("text.yaml");
+    let Contents { objects, problems } = Contents::parse(path, yaml);
+    let init = Kind::ALL.map(SourceEvent::Init);
+    let done = Kind::ALL.map(SourceEvent::InitDone);
+    let objects = objects.into_iter().map(SourceEvent::from);
+    init.into_iter().chain(objects).chain(done).chain([SourceEvent::File(path.to_owned(), problems)]).collect()
+}
+
+impl From<Version> for SourceEvent {
+    fn from(version: Version) -> Self {
+        match version {
+            Version::Service(version) => Self::Service(version),
+            Version::EndpointSlice(version) => Self::EndpointSlice(version),
+        }
     }
 }
 
