@@ -166,6 +166,12 @@ impl Model {
         self.services.get(name).map(|service| self.view(service))
     }
 
+    /// Whether there may be a service of this name that nothing good is known of, so that what an earlier daemon made of
+    /// it should stay: it is rejected and never was good, or may be in a file that can't be understood.
+    pub fn is_withheld(&self, name: &ServiceName) -> bool {
+        self.services.is_withheld(name) || !self.services.has(name) && !self.files.is_empty()
+    }
+
     /// Every service, by name.
     pub fn services(&self) -> impl Iterator<Item = ServiceView<'_>> {
         self.services.objects().map(|service| self.view(service))

@@ -155,6 +155,16 @@ impl<T: Object> Store<T> {
         self.entries.get(name)?.object.as_ref()
     }
 
+    /// Whether there is such an object, good or not.
+    pub fn has(&self, name: &ObjectName) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// Whether there is such an object, and nothing of it can be programmed.
+    pub fn is_withheld(&self, name: &ObjectName) -> bool {
+        self.entries.get(name).is_some_and(|entry| entry.object.is_none())
+    }
+
     pub fn is_synced(&self) -> bool {
         self.synced
     }

@@ -128,6 +128,7 @@ fn the_last_good_state_stays_until_there_is_a_better_one() {
         "Service shop/web: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is no timeout: 1..=86400";
     assert_eq!(list(&mut model, &service("web", "10.0.0.1", 1, TOO_STICKY)), format!("- {rejection}"));
     assert_eq!(timeout(&model, "web"), None, "there never was a good state");
+    assert!(model.is_withheld(&ObjectName::new("shop", "web")), "but an earlier daemon may have known one");
     assert_eq!(change(&mut model, &service("web", "10.0.0.1", 1, STICKY)), "web + Service shop/web");
     assert_eq!(change(&mut model, &service("web", "10.0.0.1", 1, TOO_STICKY)), format!("- {rejection}"));
     assert_eq!(timeout(&model, "web"), Some(sticky(60)));
@@ -218,6 +219,7 @@ fn files_have_rejections_too() {
     model.report_file(Path::new("/etc/web.yaml"), vec![problem.clone()]);
     model.report_file(Path::new("/etc/web.yaml"), vec![problem]);
     assert_eq!(changes(&mut model), "- /etc/web.yaml: line 3: no YAML");
+    assert!(model.is_withheld(&ObjectName::new("shop", "web")), "it may be in that file");
     let rejection = model.rejections().next();
     assert_eq!(
         rejection.and_then(|rejection| serde_json::to_string(&rejection).ok()).as_deref(),
@@ -225,4 +227,5 @@ fn files_have_rejections_too() {
     );
     model.report_file(Path::new("/etc/web.yaml"), vec![]);
     assert_eq!(changes(&mut model), "+ /etc/web.yaml");
+    assert!(!model.is_withheld(&ObjectName::new("shop", "web")));
 }

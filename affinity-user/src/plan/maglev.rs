@@ -151,8 +151,8 @@ mod tests {
                     moved += before.iter().zip(&after).filter(|(b, a)| *b != gone && b != a).count();
                 }
             }
-            let share = moved as f64 / (before.len() * all.len()) as f64;
-            assert!(share < 0.08, "{count} backends: {share:.3} of the slots moved needlessly");
+            let (share, slots) = (moved * 100 / (before.len() * all.len()), before.len());
+            assert!(share < 8, "{count} backends, {slots} slots: {share} % of them moved needlessly");
         }
     }
 

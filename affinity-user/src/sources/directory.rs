@@ -382,3 +382,220 @@ fn read(path: &Path, expected: Stamp) -> io::Result<Option<String>> {
     };
     Ok((stamp(path)? == Some(expected)).then_some(text))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::model::Model;
+
+    /// A directory and the model that follows it, without a thread: each look is a call.
+    struct Bench {
+        dir: tempfile::TempDir,
+        source: Directory,
+        model: Model,
+        health: Vec<String>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let source = Directory::new(dir.path().to_owned());
+            Self { dir, source, model: Model::default(), health: Vec::new() }
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            fs::write(self.dir.path().join(file), text).expect("written");
+        }
+
+        fn look(&mut self) -> Option<Duration> {
+            let Scan { events, again } = self.source.scan();
+            for event in events {
+                if let Some((kind, health)) = event.enter(&mut self.model) {
+                    self.health.push(match health {
+                        Health::Fresh => format!("{kind} fresh"),
+                        Health::Stale { error, .. } => format!("{kind} stale: {error}"),
+                    });
+                }
+            }
+            again
+        }
+
+        /// Looks until all files have settled, and tells the services and their first address.
+        fn settle(&mut self) -> String {
+            while let Some(wait) = self.look() {
+                thread::sleep(wait);
+            }
+            self.services()
+        }
+
+        fn services(&self) -> String {
+            let services = self.model.services();
+            services
+                .map(|view| format!("{}={} ", view.service.name.name, view.service.cluster_ips[0]))
+                .collect::<Vec<_>>()
+                .concat()
+        }
+
+        fn rejections(&self) -> String {
+            let dir = format!("{}/", self.dir.path().display());
+            let rejections: Vec<_> = self.model.rejections().map(|rejection| rejection.to_string()).collect();
+            rejections.join("\n").replace(&dir, "")
+        }
+    }
+
+    fn service(name: &str, ip: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}\n"
+        )
+    }
+
+    #[test]
+    fn files_come_change_and_go() {
+        let mut bench = Bench::new();
+        bench.write("a.yaml", &service("a", "10.0.0.1"));
+        bench.write(
+            "b.json",
+            r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "b"},
+                                  "spec": {"clusterIP": "10.0.0.2", "ports": [{"port": 80}]}}"#,
+        );
+        bench.write(".c.yaml", &service("hidden", "10.0.0.3"));
+        bench.write("d.txt", &service("text", "10.0.0.4"));
+        assert!(bench.look().is_some(), "they were written just now");
+        assert!(!bench.model.is_synced());
+        assert_eq!(bench.settle(), "a=10.0.0.1 b=10.0.0.2 ");
+        assert!(bench.model.is_synced());
+        assert_eq!(bench.health, ["Service fresh", "EndpointSlice fresh"]);
+
+        bench.write("a.yaml", &(service("a", "10.0.0.9") + &service("c", "10.0.0.3")));
+        assert_eq!(bench.settle(), "a=10.0.0.9 b=10.0.0.2 c=10.0.0.3 ");
+        fs::remove_file(bench.dir.path().join("b.json")).expect("removed");
+        assert_eq!(bench.settle(), "a=10.0.0.9 c=10.0.0.3 ");
+    }
+
+    #[test]
+    fn an_editors_gap_and_a_half_written_file_are_no_change() {
+        let mut bench = Bench::new();
+        let path = bench.dir.path().join("a.yaml");
+        bench.write("a.yaml", &(service("a", "10.0.0.1") + &service("b", "10.0.0.2")));
+        assert_eq!(bench.settle(), "a=10.0.0.1 b=10.0.0.2 ");
+        // Moved away, written anew in two steps: a look in between sees a gap, nothing, and half of it.
+        fs::rename(&path, path.with_extension("yaml~")).expect("renamed");
+        bench.look();
+        bench.write("a.yaml", "");
+        bench.look();
+        bench.write("a.yaml", &service("a", "10.0.0.7"));
+        bench.look();
+        assert_eq!(bench.services(), "a=10.0.0.1 b=10.0.0.2 ");
+        bench.write("a.yaml", &(service("a", "10.0.0.7") + &service("b", "10.0.0.2")));
+        assert_eq!(bench.settle(), "a=10.0.0.7 b=10.0.0.2 ");
+    }
+
+    #[test]
+    fn a_file_that_does_not_parse_keeps_its_objects() {
+        let mut bench = Bench::new();
+        bench.write("a.yaml", &(service("a", "10.0.0.1") + &service("b", "10.0.0.2")));
+        bench.settle();
+        bench.write("a.yaml", &(service("a", "10.0.0.9") + "---\nkind: Service\nmetadata: {name: [\n"));
+        assert_eq!(bench.settle(), "a=10.0.0.9 b=10.0.0.2 ", "a is understood, b may be what is not");
+        let rejections = bench.rejections();
+        assert!(rejections.starts_with("a.yaml: line "), "{rejections}");
+        bench.write("a.yaml", &service("a", "10.0.0.9"));
+        assert_eq!(bench.settle(), "a=10.0.0.9 ");
+        assert_eq!(bench.rejections(), "");
+        bench.write("a.yaml", &service("a", "10.0.0.256"));
+        assert_eq!(bench.settle(), "a=10.0.0.9 ");
+        assert_eq!(bench.rejections(), "Service default/a: spec.clusterIP: \"10.0.0.256\" is no IP address");
+    }
+
+    #[test]
+    fn an_object_in_two_files_is_the_first_ones() {
+        let mut bench = Bench::new();
+        bench.write("b.yaml", &service("a", "10.0.0.1"));
+        bench.settle();
+        bench.write("a.yaml", &service("a", "10.0.0.2"));
+        assert_eq!(bench.settle(), "a=10.0.0.1 ");
+        let first = bench.dir.path().join("b.yaml");
+        assert_eq!(
+            bench.rejections().replace(&first.display().to_string(), "b.yaml"),
+            "a.yaml: Service default/a is in b.yaml already: remove one"
+        );
+        fs::remove_file(first).expect("removed");
+        assert_eq!(bench.settle(), "a=10.0.0.2 ");
+        assert_eq!(bench.rejections(), "");
+    }
+
+    #[test]
+    fn who_came_first_keeps_an_address() {
+        let mut bench = Bench::new();
+        bench.write("z.yaml", &service("z", "10.0.0.1"));
+        bench.settle();
+        bench.write("a.yaml", &service("a", "10.0.0.1"));
+        bench.settle();
+        let lost = "Service default/a: spec.ports[0].port: 10.0.0.1:80/TCP belongs to Service default/z";
+        assert!(bench.rejections().starts_with(lost), "{}", bench.rejections());
+        // Editing the older one does not make it younger.
+        bench.write("z.yaml", &(service("z", "10.0.0.1") + "  # edited\n"));
+        bench.settle();
+        assert!(bench.rejections().starts_with(lost), "{}", bench.rejections());
+    }
+
+    #[test]
+    fn a_directory_that_is_away_deletes_nothing() {
+        let mut bench = Bench::new();
+        bench.write("a.yaml", &service("a", "10.0.0.1"));
+        bench.settle();
+        let (path, away) = (bench.dir.path().to_owned(), bench.dir.path().with_extension("away"));
+        fs::rename(&path, &away).expect("renamed");
+        bench.look();
+        bench.look();
+        assert_eq!(bench.services(), "a=10.0.0.1 ");
+        fs::rename(&away, &path).expect("renamed");
+        bench.settle();
+        let told: Vec<_> =
+            bench.health.iter().map(|health| health.replace(&path.display().to_string(), "DIR")).collect();
+        let stale = "stale: directory DIR: No such file or directory (os error 2)";
+        let expected = [
+            "Service fresh".to_owned(),
+            "EndpointSlice fresh".to_owned(),
+            format!("Service {stale}"),
+            format!("EndpointSlice {stale}"),
+            "Service fresh".to_owned(),
+            "EndpointSlice fresh".to_owned(),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_is_named() {
+        let mut bench = Bench::new();
+        fs::write(bench.dir.path().join("a.yaml"), [0xff, 0xfe, 0]).expect("written");
+        bench.write("b.yaml", &service("b", "10.0.0.1"));
+        assert_eq!(bench.settle(), "b=10.0.0.1 ");
+        assert!(bench.rejections().starts_with("a.yaml: can't be read: "), "{}", bench.rejections());
+        fs::set_permissions(bench.dir.path().join("b.yaml"), fs::Permissions::from_mode(0o600)).expect("set");
+        assert_eq!(bench.settle(), "b=10.0.0.1 ");
+    }
+
+    /// With the thread and the system's notifications: far sooner than the next look without one.
+    #[tokio::test]
+    async fn a_change_is_noticed() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::write(dir.path().join("a.yaml"), service("a", "10.0.0.1")).expect("written");
+        let mut events = watch(dir.path()).expect("a thread");
+        let mut model = Model::default();
+        while !model.is_synced() {
+            events.recv().await.expect("an event").enter(&mut model);
+        }
+        fs::write(dir.path().join("b.tmp"), service("b", "10.0.0.2")).expect("written");
+        fs::rename(dir.path().join("b.tmp"), dir.path().join("b.yaml")).expect("renamed");
+        let b = ObjectName::new("default", "b");
+        let noticed = async {
+            while model.service(&b).is_none() {
+                events.recv().await.expect("an event").enter(&mut model);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(3), noticed).await.expect("noticed before the next look");
+    }
+}

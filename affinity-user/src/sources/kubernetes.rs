@@ -4,6 +4,9 @@
 //! state is told to be stale, and everything is listed anew as soon as the API server answers, with a configuration
 //! that is read anew: what was deleted meanwhile, or another cluster's state behind the same address, is found so.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
