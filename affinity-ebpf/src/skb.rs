@@ -1,4 +1,8 @@
 //! A packet by the kernel's helpers.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets and lengths within a packet: the helpers take them as u32"
+)]
 
 use core::mem::MaybeUninit;
 
@@ -93,7 +97,7 @@ impl Packet for Skb {
             )
         };
         // SAFETY: the helper checks the offset.
-        done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, 0, diff as u64, flags) })
+        done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, 0, diff.cast_unsigned(), flags) })
     }
 
     #[inline(always)]

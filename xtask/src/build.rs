@@ -61,15 +61,9 @@ pub fn daemon(profile: Profile) -> Result<PathBuf> {
 /// Compiles the datapath to `target/bpf/affinity.o`. The file is touched only where its content changes, so that nothing
 /// in user space is compiled anew for nothing.
 pub fn object() -> Result<PathBuf> {
-    let toolchain = setup::toolchain()?;
-    // A target directory of its own: two cargos would throw away each other's work in a common one.
-    let target = workspace::root().join("target/bpf-build");
-    let mut cargo = toolchain.cargo("build");
-    cargo.args(["--locked", "--package", "affinity-ebpf", "--profile", "bpf", "--target-dir"]).arg(&target);
-    process::run(cargo).context("compiling the datapath")?;
-    let built = target.join(toolchain::TARGET).join("bpf/affinity");
+    process::run(setup::toolchain()?.build()).context("compiling the datapath")?;
     let object = workspace::object();
-    copy_if_changed(&built, &object)?;
+    copy_if_changed(&toolchain::built_object(), &object)?;
     Ok(object)
 }
 

@@ -1,14 +1,18 @@
 //! The one door to the project: `cargo xtask <verb>`.
 
 mod artifacts;
+mod assets;
 mod bench;
 mod build;
 mod machine;
+mod outcome;
 mod process;
 mod run;
 mod say;
 mod setup;
+mod steps;
 mod suites;
+mod test;
 mod toolchain;
 mod workspace;
 
@@ -28,6 +32,7 @@ struct Cli {
 enum Verb {
     Setup(setup::Args),
     Build(build::Args),
+    Test(test::Args),
     Run(run::Args),
     Bench(bench::Args),
 }
@@ -37,6 +42,7 @@ fn main() -> ExitCode {
     let done = process::end_children_on_interrupt().and_then(|()| match cli.verb {
         Verb::Setup(args) => setup::verb(&args),
         Verb::Build(args) => build::verb(&args),
+        Verb::Test(args) => test::verb(&args),
         Verb::Run(args) => run::verb(args),
         Verb::Bench(args) => bench::verb(args),
     });

@@ -54,8 +54,18 @@ pub fn run(mut command: Command) -> Result<()> {
 }
 
 /// Runs the command behind a spinner that shows its last line; its output is shown only where it fails.
-pub fn quiet(what: &str, mut command: Command) -> Result<()> {
+pub fn quiet(what: &str, command: Command) -> Result<()> {
     let bar = say::spinner(what);
+    let done = watched(command, |line| bar.set_message(line.to_owned()));
+    bar.finish_and_clear();
+    if done.is_ok() {
+        say::progress("Finished", &format!("{what} in {}", say::duration(bar.elapsed())));
+    }
+    done
+}
+
+/// Runs the command and hands its output over line by line; where it fails, the end of that is shown.
+pub fn watched(mut command: Command, mut watch: impl FnMut(&str)) -> Result<()> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Running::start(&mut command)?;
     let mut tail = VecDeque::new();
@@ -64,7 +74,7 @@ pub fn quiet(what: &str, mut command: Command) -> Result<()> {
         forward(scope, child.0.stdout.take(), sender.clone());
         forward(scope, child.0.stderr.take(), sender);
         for line in lines {
-            bar.set_message(line.clone());
+            watch(&line);
             tail.push_back(line);
             if tail.len() > TAIL {
                 tail.pop_front();
@@ -72,10 +82,6 @@ pub fn quiet(what: &str, mut command: Command) -> Result<()> {
         }
     });
     let status = child.wait()?;
-    bar.finish_and_clear();
-    if status.success() {
-        say::progress("Finished", &format!("{what} in {}", say::duration(bar.elapsed())));
-    }
     if !status.success() {
         for line in tail {
             eprintln!("{line}");

@@ -8,6 +8,7 @@ use super::{Compiler, Core, TARGET};
 use crate::{machine, workspace};
 
 const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+const CLIPPY: [&str; 1] = ["rust-web-clippy"];
 const RUSTC: &str = "/usr/bin/rustc";
 const CARGO: &str = "/usr/bin/cargo";
 const RUSTLIB: &str = "/usr/lib/rustlib";
@@ -32,4 +33,9 @@ pub fn install() -> Result<Compiler> {
             "{RUSTC} of Debian's packages is older than {oldest} or has no {TARGET}: use a newer Debian or a nightly"
         )
     })
+}
+
+/// Installs the packaged compiler's clippy.
+pub fn install_clippy() -> Result<()> {
+    machine::apt_install(&CLIPPY)
 }

@@ -79,11 +79,36 @@ impl Toolchain {
         format!("{name} {release} (LLVM {llvm}), {}", self.linker.display())
     }
 
-    /// The toolchain's cargo in the root of the checkout, without what the cargo around us has set for its own children.
-    pub fn cargo(&self, subcommand: &str) -> Command {
+    /// `cargo build` of this toolchain for the BPF target.
+    pub fn build(&self) -> Command {
         let mut cargo = Command::new(&self.compiler.cargo);
-        cargo.arg(subcommand).current_dir(workspace::root());
-        forget_outer_cargo(&mut cargo);
+        cargo.arg("build");
+        self.prepare(&mut cargo);
+        cargo
+    }
+
+    /// This toolchain's clippy over the datapath, installed where it is missing. Warnings are errors.
+    pub fn clippy(&self) -> Result<Command> {
+        let program = self.compiler.cargo.with_file_name("cargo-clippy");
+        if !machine::is_executable(&program) {
+            match self.compiler.core {
+                Core::Source => {
+                    bail!("no {}: type `rustup component add clippy --toolchain nightly`", program.display())
+                }
+                Core::Prebuilt => debian::install_clippy()?,
+            }
+        }
+        let mut clippy = Command::new(program);
+        clippy.arg("clippy");
+        self.prepare(&mut clippy);
+        clippy.args(["--", "--deny=warnings"]);
+        Ok(clippy)
+    }
+
+    /// Makes a command of cargo's compile the datapath, without what the cargo around us has set for its own children.
+    fn prepare(&self, cargo: &mut Command) {
+        cargo.current_dir(workspace::root());
+        forget_outer_cargo(cargo);
         cargo.env("CARGO", &self.compiler.cargo).env("RUSTC", &self.compiler.rustc);
         let flags = [
             format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
@@ -99,13 +124,23 @@ impl Toolchain {
             // `asm_experimental_arch` on a compiler that is no nightly.
             Core::Prebuilt => cargo.env("RUSTC_BOOTSTRAP", "1"),
         };
-        cargo.args(["--target", TARGET]);
-        cargo
+        cargo.args(["--locked", "--package=affinity-ebpf", "--profile=bpf", "--target", TARGET]);
+        // A target directory of its own: two cargos would throw away each other's work in a common one.
+        cargo.arg("--target-dir").arg(target_directory());
     }
 }
 
+/// Where the linked object is after [`Toolchain::build`].
+pub fn built_object() -> PathBuf {
+    target_directory().join(TARGET).join("bpf/affinity")
+}
+
+fn target_directory() -> PathBuf {
+    workspace::root().join("target/bpf-build")
+}
+
 /// The BPF target of this machine's byte order.
-pub const TARGET: &str = if cfg!(target_endian = "little") { "bpfel-unknown-none" } else { "bpfeb-unknown-none" };
+const TARGET: &str = if cfg!(target_endian = "little") { "bpfel-unknown-none" } else { "bpfeb-unknown-none" };
 
 /// Takes out what would lead another cargo to the compiler, the flags or the libraries of the one around us. What people
 /// set for every cargo (home, network, registries, terminal) stays.

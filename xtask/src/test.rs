@@ -1,0 +1,192 @@
+//! `cargo xtask test`: everything that CI holds the project to, by one command.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::{
+    artifacts,
+    assets::{self, Assets},
+    build::{self, Profile},
+    machine,
+    outcome::{self, Counts, Outcome, Report},
+    process, say, setup,
+    steps::{self, Action, Step},
+    suites, toolchain, workspace,
+};
+
+/// Run every check and test; install what they need (asks sudo for what needs root)
+///
+/// The steps: fmt, build, clippy, clippy-bpf, deny, common, user, harness, xtask, the suites of tests/tests (each by its
+/// file's name) and demo. The API tests run the kube-apiserver and etcd of `KUBEBUILDER_ASSETS`, or build them once, which
+/// takes about ten minutes, into ~/.cache/affinity. The last line of the output sums all test cases up.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask test                # everything\n  \
+                        cargo xtask test packet lab     # these steps only\n  \
+                        cargo xtask test --without api  # all but what needs an API server")]
+pub struct Args {
+    /// The steps to run [default: all]
+    #[arg(value_name = "STEP")]
+    only: Vec<String>,
+    /// Leave a step out (`api`: all that need an API server); the summary says so
+    #[arg(long, value_name = "STEP")]
+    without: Vec<String>,
+    /// Stop at the first step that fails
+    #[arg(long)]
+    fail_fast: bool,
+}
+
+/// Runs the verb.
+pub fn verb(args: &Args) -> Result<()> {
+    let steps = steps::all()?;
+    steps::check_names(&steps, &args.only)?;
+    steps::check_names(&steps, &args.without)?;
+    let steps = steps::select(steps, &args.only);
+    let is_left_out = |step: &Step| args.without.iter().any(|name| step.is_called(name));
+    setup::tools()?;
+    let mut run = Run { assets: None, daemon: None };
+    if steps.iter().any(|step| step.needs_api && !is_left_out(step)) {
+        run.assets = Some(Assets::find_or_build());
+    }
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for step in &steps {
+        outcomes.push(if is_left_out(step) {
+            Outcome::left_out(&step.name, "by --without")
+        } else if args.fail_fast && outcomes.iter().any(Outcome::failed) {
+            Outcome::left_out(&step.name, "a step before it failed (--fail-fast)")
+        } else if step.needs_build && run.daemon.is_none() {
+            Outcome::left_out(&step.name, "the build failed")
+        } else {
+            run.step(step)
+        });
+    }
+    let sum = outcome::print_summary(&outcomes);
+    if sum.failed > 0 {
+        // The summary has said all, and its last line is to stay the last.
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+/// What the steps share.
+struct Run {
+    /// kube-apiserver and etcd, where a step needs them.
+    assets: Option<Assets>,
+    /// The `affinity` binary, once it is built.
+    daemon: Option<PathBuf>,
+}
+
+/// How a step ended, where it could be run at all.
+enum Ended {
+    /// It has cases of its own.
+    Cases(Report, Result<()>),
+    /// It is one case.
+    Whole(Result<()>),
+    /// It could not be run here, and need not.
+    LeftOut(&'static str),
+}
+
+impl Run {
+    fn step(&mut self, step: &Step) -> Outcome {
+        say::progress("Testing", &step.name);
+        let started = Instant::now();
+        let (report, result) = match self.act(step).unwrap_or_else(|error| Ended::Whole(Err(error))) {
+            Ended::LeftOut(why) => return Outcome::left_out(&step.name, why),
+            Ended::Cases(report, Ok(())) if report.counts == Counts::default() => {
+                (report, Err(anyhow!("it has no test")))
+            }
+            Ended::Cases(report, result) => (report, result),
+            Ended::Whole(result) => {
+                let passed = u64::from(result.is_ok());
+                (Report { counts: Counts { passed, ..Counts::default() }, ..Report::default() }, result)
+            }
+        };
+        let Report { mut counts, failures } = report;
+        // A suite that ends before its summary, or does not compile, has failed though it names no case.
+        let why = match result {
+            Err(error) if counts.failed == 0 => {
+                say::error(&error);
+                counts.failed = 1;
+                Some(format!("{error:#}"))
+            }
+            _ => None,
+        };
+        Outcome { name: step.name.clone(), counts, failures, why, time: started.elapsed() }
+    }
+
+    fn act(&mut self, step: &Step) -> Result<Ended> {
+        Ok(match step.action {
+            Action::Build => Ended::Whole(self.build()),
+            Action::Cargo(arguments) => {
+                let mut cargo = workspace::cargo();
+                cargo.args(arguments);
+                Ended::Whole(process::run(cargo))
+            }
+            Action::ClippyBpf => Ended::Whole(toolchain::find_or_install()?.clippy().and_then(process::run)),
+            Action::Deny => deny(),
+            Action::Tests(arguments) => {
+                let mut cargo = workspace::cargo();
+                cargo.args(["test", "--no-fail-fast"]).args(arguments);
+                counted(cargo)?
+            }
+            Action::Suite => {
+                let executable = compile_suite(&step.name)?;
+                let mut suite = suites::command(&executable, self.daemon()?);
+                let package = workspace::root().join("tests");
+                suite.env("CARGO_MANIFEST_DIR", &package).current_dir(package);
+                if step.needs_api {
+                    let assets = self.assets.as_mut().context("no API server was looked for")?;
+                    suite.env(assets::VARIABLE, assets.directory()?);
+                }
+                counted(machine::as_root(suite)?)?
+            }
+            Action::Demo => {
+                let demo = build::binary("affinity-tests", "demo", Profile::Debug)?;
+                let mut tour = suites::command(&demo, self.daemon()?);
+                tour.arg("--once");
+                Ended::Whole(process::run(machine::as_root(tour)?))
+            }
+        })
+    }
+
+    fn build(&mut self) -> Result<()> {
+        self.daemon = Some(build::daemon(Profile::Release)?);
+        Ok(())
+    }
+
+    fn daemon(&self) -> Result<&Path> {
+        self.daemon.as_deref().context("the `affinity` binary is not built")
+    }
+}
+
+/// Runs a test harness: its output goes on to ours and is counted.
+fn counted(mut command: Command) -> Result<Ended> {
+    let mut report = Report::default();
+    let status = process::each_line(&mut command, |line| {
+        println!("{line}");
+        report.line(line);
+    })?;
+    Ok(Ended::Cases(report, process::check(status, &command)))
+}
+
+fn compile_suite(name: &str) -> Result<PathBuf> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "--no-run", "--package=affinity-tests", "--test", name]);
+    cargo.args(["--message-format", "json-render-diagnostics"]).stdin(Stdio::null());
+    let built = artifacts::executables(&process::capture(cargo)?);
+    let found = built.into_iter().find(|executable| executable.name == name);
+    found.map(|executable| executable.path).with_context(|| format!("the tests crate has no suite `{name}`"))
+}
+
+fn deny() -> Ended {
+    if machine::find_program("cargo-deny").is_none() {
+        return Ended::LeftOut("cargo-deny is not installed: `cargo install --locked cargo-deny` (takes minutes)");
+    }
+    let mut cargo = workspace::cargo();
+    cargo.args(["deny", "check", "bans", "licenses", "sources"]);
+    Ended::Whole(process::run(cargo))
+}
