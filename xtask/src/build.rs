@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{artifacts, process, say, setup, toolchain, workspace};
+use crate::{artifacts, cargo, process, say, setup, toolchain, workspace};
 
 /// Build the `affinity` binary with the BPF object inside it
 ///
@@ -69,7 +69,7 @@ pub fn object() -> Result<PathBuf> {
 
 /// Compiles a binary for this machine and returns where it is.
 pub fn binary(package: &str, name: &str, profile: Profile) -> Result<PathBuf> {
-    let mut cargo = workspace::cargo();
+    let mut cargo = cargo::host();
     cargo.args(["build", "--package", package, "--bin", name, "--profile", profile.name()]);
     cargo.args(["--message-format", "json-render-diagnostics"]).stdin(Stdio::null());
     let built = artifacts::executables(&process::capture(cargo)?);

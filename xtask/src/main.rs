@@ -4,6 +4,7 @@ mod artifacts;
 mod assets;
 mod bench;
 mod build;
+mod cargo;
 mod machine;
 mod outcome;
 mod process;

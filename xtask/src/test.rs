@@ -12,7 +12,7 @@ use crate::{
     artifacts,
     assets::{self, Assets},
     build::{self, Profile},
-    machine,
+    cargo, machine,
     outcome::{self, Counts, Outcome, Report},
     process, say, setup,
     steps::{self, Action, Step},
@@ -122,14 +122,14 @@ impl Run {
         Ok(match step.action {
             Action::Build => Ended::Whole(self.build()),
             Action::Cargo(arguments) => {
-                let mut cargo = workspace::cargo();
+                let mut cargo = cargo::host();
                 cargo.args(arguments);
                 Ended::Whole(process::run(cargo))
             }
             Action::ClippyBpf => Ended::Whole(toolchain::find_or_install()?.clippy().and_then(process::run)),
             Action::Deny => deny(),
             Action::Tests(arguments) => {
-                let mut cargo = workspace::cargo();
+                let mut cargo = cargo::host();
                 cargo.args(["test", "--no-fail-fast"]).args(arguments);
                 counted(cargo)?
             }
@@ -174,7 +174,7 @@ fn counted(mut command: Command) -> Result<Ended> {
 }
 
 fn compile_suite(name: &str) -> Result<PathBuf> {
-    let mut cargo = workspace::cargo();
+    let mut cargo = cargo::host();
     cargo.args(["test", "--no-run", "--package=affinity-tests", "--test", name]);
     cargo.args(["--message-format", "json-render-diagnostics"]).stdin(Stdio::null());
     let built = artifacts::executables(&process::capture(cargo)?);
@@ -186,7 +186,7 @@ fn deny() -> Ended {
     if machine::find_program("cargo-deny").is_none() {
         return Ended::LeftOut("cargo-deny is not installed: `cargo install --locked cargo-deny` (takes minutes)");
     }
-    let mut cargo = workspace::cargo();
+    let mut cargo = cargo::host();
     cargo.args(["deny", "check", "bans", "licenses", "sources"]);
     Ended::Whole(process::run(cargo))
 }

@@ -3,7 +3,6 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -29,13 +28,6 @@ pub fn cache() -> Result<PathBuf> {
         .or_else(|| Some(absolute("HOME")?.join(".cache")))
         .map(|cache| cache.join("affinity"))
         .context("neither XDG_CACHE_HOME nor HOME is set: type `export HOME=...`")
-}
-
-/// The cargo that runs us, in the root of the checkout.
-pub fn cargo() -> Command {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root());
-    cargo
 }
 
 /// The path as seen from the root of the checkout, where it is below that.

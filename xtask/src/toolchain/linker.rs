@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::version::llvm_in_strings;
-use crate::{machine, process, say, workspace};
+use crate::{cargo, machine, process, say, workspace};
 
 const VERSION: &str = "0.13.0";
 /// The LLVM versions that this `bpf-linker` can be built with.
@@ -21,9 +21,7 @@ pub fn find(llvm: u32) -> Option<PathBuf> {
     if let Some(own) = own.filter(|path| machine::is_executable(path)) {
         return Some(own);
     }
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
-    let users = home.map(|home| home.join("bin/bpf-linker")).filter(|path| machine::is_executable(path));
+    let users = cargo::home().map(|home| home.join("bin/bpf-linker")).filter(|path| machine::is_executable(path));
     let candidates = [machine::find_program("bpf-linker"), users];
     candidates.into_iter().flatten().find(|path| llvm_of(path) == Some(llvm))
 }
@@ -42,7 +40,7 @@ pub fn install(llvm: u32) -> Result<PathBuf> {
     let prefix = config(llvm).with_context(|| format!("no llvm-config of LLVM {llvm}: install {headers}"))?;
     let root = own_root(llvm)?;
     say::progress("Installing", &format!("bpf-linker {VERSION} for LLVM {llvm} to {} (a minute)", root.display()));
-    let mut cargo = workspace::cargo();
+    let mut cargo = cargo::host();
     cargo.args(["install", "bpf-linker", "--version", VERSION, "--locked", "--no-default-features", "--features"]);
     cargo.arg(format!("llvm-{llvm}")).arg("--root").arg(&root);
     let mut path = vec![prefix.join("bin")];

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{machine, process, workspace};
+use crate::{cargo::forget_toolchain, machine, process, workspace};
 use version::{Version, llvm_of, release_of};
 
 /// Found and ready to compile the datapath.
@@ -108,7 +108,7 @@ impl Toolchain {
     /// Makes a command of cargo's compile the datapath, without what the cargo around us has set for its own children.
     fn prepare(&self, cargo: &mut Command) {
         cargo.current_dir(workspace::root());
-        forget_outer_cargo(cargo);
+        forget_toolchain(cargo);
         cargo.env("CARGO", &self.compiler.cargo).env("RUSTC", &self.compiler.rustc);
         let flags = [
             format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
@@ -142,33 +142,6 @@ fn target_directory() -> PathBuf {
 /// The BPF target of this machine's byte order.
 const TARGET: &str = if cfg!(target_endian = "little") { "bpfel-unknown-none" } else { "bpfeb-unknown-none" };
 
-/// Takes out what would lead another cargo to the compiler, the flags or the libraries of the one around us. What people
-/// set for every cargo (home, network, registries, terminal) stays.
-fn forget_outer_cargo(command: &mut Command) {
-    for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(belongs_to_outer_cargo) {
-            command.env_remove(name);
-        }
-    }
-}
-
-fn belongs_to_outer_cargo(name: &str) -> bool {
-    const KEPT: [&str; 6] = ["HOME", "NET_", "HTTP_", "REGISTR", "TERM_", "INCREMENTAL"];
-    const OTHERS: [&str; 7] = [
-        "RUSTC",
-        "RUSTDOC",
-        "RUSTFLAGS",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "RUSTUP_TOOLCHAIN",
-        "LD_LIBRARY_PATH",
-    ];
-    match name.strip_prefix("CARGO_") {
-        Some(rest) => !KEPT.iter().any(|kept| rest.starts_with(kept)),
-        None => name == "CARGO" || OTHERS.contains(&name),
-    }
-}
-
 impl Compiler {
     /// Asks the compiler what it is. `None` where it does not say, or is too old for the workspace.
     fn probe(name: &'static str, cargo: PathBuf, rustc: &Path, core: Core) -> Option<Self> {
@@ -181,20 +154,5 @@ impl Compiler {
         let (release, llvm) = (release_of(&answer)?, llvm_of(&answer)?);
         let enough = Version::parse(workspace::RUST_VERSION).is_none_or(|oldest| release >= oldest);
         enough.then(|| Self { name, cargo, rustc: rustc.to_owned(), release, llvm, core })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_outer_cargo_is_forgotten_and_peoples_settings_are_not() {
-        for name in ["CARGO", "CARGO_PKG_NAME", "CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS", "RUSTUP_TOOLCHAIN"] {
-            assert!(belongs_to_outer_cargo(name), "{name}");
-        }
-        for name in ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_REGISTRIES_CRATES_IO_PROTOCOL", "HOME", "RUSTUP_HOME"] {
-            assert!(!belongs_to_outer_cargo(name), "{name}");
-        }
     }
 }

@@ -1,17 +1,13 @@
 //! A nightly of rustup's that has `rust-src`, from which cargo builds `core` for the BPF target.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use super::{Compiler, Core};
+use crate::cargo;
 
 /// The newest nightly with `rust-src`.
 pub fn compiler() -> Option<Compiler> {
-    let home = env::var_os("RUSTUP_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".rustup")))?;
+    let home = cargo::rustup_home()?;
     let names = fs::read_dir(home.join("toolchains")).ok()?.flatten();
     let names = names.filter_map(|entry| entry.file_name().into_string().ok());
     by_preference(names.collect()).into_iter().find_map(|name| {
