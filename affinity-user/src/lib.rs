@@ -1,10 +1,21 @@
 //! Sticky Kubernetes Services in eBPF, the user-space side: what the `affinity` daemon and its tools are made of.
 //!
 //! A change goes from stage to stage: [`sources`] turn objects into the terms of the [`model`], which knows what they
-//! touch; [`plan`] says what the datapath ought to hold for one service.
+//! touch; [`plan`] says what the datapath ought to hold for one service; [`reconcile`] brings the [`tables`], which are
+//! the BPF maps, to that with as few writes as it takes. The [`loader`] makes the maps, loads the programs and attaches
+//! them. The [`daemon`] is these, wired together.
+//!
+//! What the maps hold is read by [`view`], and what happens by [`monitor`]; [`cli`] prints both.
 
+pub mod cli;
+pub mod daemon;
 pub mod loader;
 pub mod model;
+pub mod monitor;
 pub mod object;
 pub mod plan;
+pub mod reconcile;
 pub mod sources;
+pub mod status;
+pub mod tables;
+pub mod view;

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use futures::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
-use netlink_packet_route::tc::TcAttribute;
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::{MulticastGroup, new_connection, new_multicast_connection};
+use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::sync::mpsc;
 
 /// The host's ends of pods' interfaces, as the usual CNI plugins name them.
@@ -193,43 +192,6 @@ fn interface(link: &LinkMessage) -> Option<Interface> {
         _ => None,
     })?;
     Some(Interface { index: link.header.index, name, is_ethernet: link.header.link_layer_type == LinkLayerType::Ether })
-}
-
-/// Removes the clsact qdisc of an interface if no filter is in it.
-pub(super) fn remove_empty_clsact(name: &str) {
-    let name = name.to_owned();
-    // Called from threads with and without a runtime of their own.
-    let done = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(remove_empty_clsact_of(&name)).map_err(std::io::Error::other)
-    })
-    .join();
-    if let Ok(Err(error)) = done {
-        tracing::debug!(%error, "the clsact qdisc stays");
-    }
-}
-
-async fn remove_empty_clsact_of(name: &str) -> Result<(), rtnetlink::Error> {
-    let (connection, handle, _) = new_connection().map_err(|_| rtnetlink::Error::RequestFailed)?;
-    tokio::spawn(connection);
-    let Ok(index) = nix::net::if_::if_nametoindex(name) else { return Ok(()) };
-    let index = index.cast_signed();
-    let mut filters = handle.traffic_filter(index);
-    let ingress: Vec<_> = filters.get().ingress().execute().try_collect().await?;
-    let egress: Vec<_> = filters.get().egress().execute().try_collect().await?;
-    if !ingress.is_empty() || !egress.is_empty() {
-        return Ok(());
-    }
-    let qdiscs: Vec<_> = handle.qdisc().get().index(index).execute().try_collect().await?;
-    for qdisc in qdiscs {
-        let is_clsact = qdisc.attributes.iter().any(|it| matches!(it, TcAttribute::Kind(kind) if kind == "clsact"));
-        if is_clsact && qdisc.header.index == index {
-            let mut request = handle.qdisc().del(index);
-            *request.message_mut() = qdisc;
-            request.execute().await?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -167,6 +167,11 @@ impl Datapath {
     }
 }
 
+/// Where the programs are, as the pins and the kernel tell: without a daemon, and without loading anything.
+pub fn attached(pin_dir: &Path) -> Vec<Attachment> {
+    attach::attached(pin_dir)
+}
+
 pub(crate) fn program(object: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, LoadError> {
     let name = direction.program();
     let program = object.program_mut(name).ok_or(LoadError::NoProgram(name))?;

@@ -31,9 +31,14 @@ pub enum Fault {
     /// A field that has to be there is not.
     #[error("is missing")]
     Missing,
-    /// A name that is no DNS label.
-    #[error("{0:?} is no name: 1 to 63 characters (253 for an object that is no service), none of them '/'")]
-    Name(String),
+    /// A text that can't be a name.
+    #[error("{name:?} is no name: 1 to {max} letters, digits, '-' and '.'")]
+    Name {
+        /// The text.
+        name: String,
+        /// The longest that a name may be here, in characters.
+        max: usize,
+    },
     /// A text that is no IP address.
     #[error("{0:?} is no IP address")]
     NotAnAddress(String),

@@ -1,9 +1,15 @@
 //! Plans as text, from YAML.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{model::Model, sources::list_of};
+use crate::{
+    model::{Checked, Endpoint, EndpointSlice, Kind, Model, ObjectName, Service, ServicePort, TargetPort},
+    sources::list_of,
+};
 
 fn model(yaml: &str) -> Model {
     let mut model = Model::default();
@@ -201,7 +207,137 @@ fn the_seed_is_fnv_1a() {
     assert_eq!(fnv1a("foobar".bytes()), 0xbf9c_f968);
 }
 
+/// A change of the cluster.
+#[derive(Clone, Debug)]
+enum Change {
+    Service {
+        name: u8,
+        ip: u8,
+        age: u8,
+        sticky: bool,
+    },
+    Slice {
+        name: u8,
+        service: u8,
+        pods: Vec<u8>,
+    },
+    DeleteService(u8),
+    DeleteSlice(u8),
+    /// The next changes are a complete list, until this again.
+    Relist(Kind),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let few = 0u8..4;
+    prop_oneof![
+        4 => (few.clone(), few.clone(), few.clone(), any::<bool>())
+            .prop_map(|(name, ip, age, sticky)| Change::Service { name, ip, age, sticky }),
+        4 => (few.clone(), few.clone(), prop::collection::vec(few.clone(), 0..3))
+            .prop_map(|(name, service, pods)| Change::Slice { name, service, pods }),
+        2 => few.clone().prop_map(Change::DeleteService),
+        2 => few.prop_map(Change::DeleteSlice),
+        1 => prop_oneof![Just(Kind::Service), Just(Kind::EndpointSlice)].prop_map(Change::Relist),
+    ]
+}
+
+fn an_object(kind: char, name: u8) -> ObjectName {
+    ObjectName::new("shop", format!("{kind}{name}"))
+}
+
+fn a_service(name: u8, ip: u8, age: u8, sticky: bool) -> Service {
+    let timeout = Seconds::new(60);
+    Service {
+        name: an_object('s', name),
+        created: Timestamp::from_second(age.into()).ok(),
+        cluster_ips: vec![[10, 0, 0, ip].into()],
+        session_affinity: if sticky { SessionAffinity::ClientIp { timeout } } else { SessionAffinity::None },
+        ports: vec![ServicePort { index: 0, name: "".into(), proto: Proto::TCP, port: Port::new(80) }],
+    }
+}
+
+fn a_slice(name: u8, service: u8, pods: &[u8]) -> EndpointSlice {
+    let endpoint = |last: &u8| Endpoint {
+        address: [10, 1, 0, *last].into(),
+        ready: last.is_multiple_of(2),
+        serving: true,
+        terminating: true,
+        node_name: None,
+        target: None,
+    };
+    EndpointSlice {
+        name: an_object('e', name),
+        service: an_object('s', service),
+        ports: vec![TargetPort { name: "".into(), proto: Proto::TCP, port: Port::new(8080) }],
+        endpoints: pods.iter().map(endpoint).collect(),
+    }
+}
+
 proptest! {
+    /// Whoever plans again what is said to be dirty, and nothing else, has the plans of the whole cluster; they do not
+    /// depend on how it came to be what it is.
+    #[test]
+    fn dirty_is_all_that_has_changed(changes in prop::collection::vec(change(), 1..40)) {
+        let mut model = Model::default();
+        let mut kept: BTreeMap<ServiceName, ServicePlan> = BTreeMap::new();
+        let mut services: BTreeMap<u8, Service> = BTreeMap::new();
+        let mut slices: BTreeMap<u8, EndpointSlice> = BTreeMap::new();
+        let mut relists: BTreeSet<Kind> = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::Service { name, ip, age, sticky } => {
+                    let service = a_service(name, ip, age, sticky);
+                    model.apply_service(Checked::good(service.clone()));
+                    services.insert(name, service);
+                }
+                Change::Slice { name, service, pods } => {
+                    let slice = a_slice(name, service, &pods);
+                    model.apply_slice(Checked::good(slice.clone()));
+                    slices.insert(name, slice);
+                }
+                Change::DeleteService(name) => {
+                    model.delete(Kind::Service, &an_object('s', name));
+                    services.remove(&name);
+                }
+                Change::DeleteSlice(name) => {
+                    model.delete(Kind::EndpointSlice, &an_object('e', name));
+                    slices.remove(&name);
+                }
+                Change::Relist(kind) if relists.remove(&kind) => model.finish(kind),
+                Change::Relist(kind) => {
+                    model.begin(kind);
+                    relists.insert(kind);
+                    match kind {
+                        Kind::Service => services.clear(),
+                        Kind::EndpointSlice => slices.clear(),
+                    }
+                }
+            }
+            for name in model.take_changes().dirty {
+                match model.service(&name) {
+                    Some(view) => kept.insert(name, plan(&view)),
+                    None => kept.remove(&name),
+                };
+            }
+            let whole: Vec<_> = model.services().map(|view| plan(&view)).collect();
+            prop_assert!(kept.values().eq(&whole), "{:?}\n{:?}", kept, whole);
+        }
+        for kind in relists {
+            model.finish(kind);
+        }
+        let mut anew = Model::default();
+        for service in services.into_values() {
+            anew.apply_service(Checked::good(service));
+        }
+        for slice in slices.into_values() {
+            anew.apply_slice(Checked::good(slice));
+        }
+        let whole: Vec<_> = model.services().map(|view| plan(&view)).collect();
+        let fresh: Vec<_> = anew.services().map(|view| plan(&view)).collect();
+        prop_assert_eq!(whole, fresh);
+        let rejections = |model: &Model| model.rejections().map(|rejection| rejection.to_string()).collect::<Vec<_>>();
+        prop_assert_eq!(rejections(&model), rejections(&anew));
+    }
+
     /// However the endpoints are cut into slices and ordered, the plan is the same.
     #[test]
     fn slicing_does_not_matter(

@@ -55,8 +55,8 @@ pub fn service(name: &ServiceName, object: &core::Service) -> Option<Checked<Ser
     }
 
     let mut faults = Faults::default();
-    if name.name.len() > LABEL_MAX {
-        faults.invalid("metadata.name", Fault::Name(name.name.to_string()));
+    if let Err(Problem { field, fault }) = check_name("metadata.name", &name.name, LABEL_MAX) {
+        faults.invalid(field, fault);
         return Some(faults.reject(name));
     }
     let cluster_ips = cluster_ips(spec, &mut faults);
@@ -81,8 +81,8 @@ pub fn endpoint_slice(name: &ObjectName, object: &discovery::EndpointSlice) -> O
         faults.invalid(field, Fault::Missing);
         return Some(faults.reject(name));
     };
-    if let Err(problem) = check_name(field, service, LABEL_MAX) {
-        faults.invalid(problem.field, problem.fault);
+    if let Err(Problem { field, fault }) = check_name(field, service, LABEL_MAX) {
+        faults.invalid(field, fault);
         return Some(faults.reject(name));
     }
     let address_type = match object.address_type.as_str() {
@@ -142,7 +142,7 @@ fn check_name(field: impl Into<String>, name: &str, max: usize) -> Result<(), Pr
     if legal && (1..=max).contains(&name.len()) {
         return Ok(());
     }
-    Err(Problem::new(field, Fault::Name(name.to_owned())))
+    Err(Problem::new(field, Fault::Name { name: name.to_owned(), max }))
 }
 
 fn cluster_ips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {

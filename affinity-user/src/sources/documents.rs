@@ -235,7 +235,7 @@ fn path(path: &serde_path_to_error::Path) -> String {
 fn undecodable(file: Option<&str>, field: &str, lines_before: u64, error: &serde_saphyr::Error) -> Problem {
     let error = error.without_snippet();
     let line = error.location().map(|location| lines_before + location.line());
-    let message = error.to_string();
+    let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
     // The location is told once, and in lines of the file instead of the document.
     let message = message.split_once(" at line ").map_or(message.as_str(), |(message, _)| message);
     match (file, line) {

@@ -7,7 +7,7 @@ use aya::programs::tc::{
     qdisc_detach_program,
 };
 
-use super::{Direction, Mode, Target};
+use super::{Direction, Mode, Target, qdisc};
 use crate::loader::{LoadError, program};
 
 /// Before all others: the CNI's filters are to see what we have made of the packet.
@@ -50,6 +50,11 @@ pub(super) fn detach(interface: &str) {
         removed |= qdisc_detach_program(interface, direction.hook(), direction.program()).is_ok();
     }
     if removed {
-        super::super::interfaces::remove_empty_clsact(interface);
+        qdisc::remove_empty(interface);
     }
+}
+
+/// Whether our filters are on an interface.
+pub(super) fn is_attached(interface: &str) -> bool {
+    qdisc::has_filter(interface, PRIORITY, HANDLE.into())
 }

@@ -1,17 +1,18 @@
 //! Programs on interfaces: by TCX where the kernel has it (6.6), by a filter of the clsact qdisc elsewhere.
 
 mod clsact;
+mod qdisc;
 mod tcx;
 
+use std::fmt;
 use std::path::Path;
-use std::{fmt, str};
 
 use aya::Ebpf;
 use aya::programs::TcAttachType;
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
-use super::{LoadError, links_dir};
+use super::{Attachment, LoadError, links_dir};
 
 /// How programs are to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,8 +152,20 @@ pub(super) fn drop_others(pin_dir: &Path, keep: impl Fn(u32) -> bool) {
     }
 }
 
+/// Where programs are, as the pins and the kernel tell without a daemon.
+pub(super) fn attached(pin_dir: &Path) -> Vec<Attachment> {
+    let links = links_dir(pin_dir);
+    let attachment = |interface: String| {
+        let ifindex = if_nametoindex(&*interface).ok()?;
+        let by_clsact = || clsact::is_attached(&interface).then_some(Mode::Clsact);
+        let mode = if tcx::is_attached(&links, ifindex) { Some(Mode::Tcx) } else { by_clsact() }?;
+        Some(Attachment { interface, ifindex, mode })
+    };
+    names().into_iter().filter_map(attachment).collect()
+}
+
 /// The names of all interfaces.
-pub(super) fn names() -> Vec<String> {
+fn names() -> Vec<String> {
     let interfaces = nix::net::if_::if_nameindex();
     interfaces
         .map(|list| list.iter().map(|one| one.name().to_string_lossy().into_owned()).collect())

@@ -80,6 +80,11 @@ pub(super) fn detach(links: &Path, goes: impl Fn(&Pin) -> bool) {
     }
 }
 
+/// Whether our links are on an interface.
+pub(super) fn is_attached(links: &Path, ifindex: u32) -> bool {
+    Direction::ALL.iter().all(|direction| Pin::path(links, ifindex, *direction).exists())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,240 @@
+//! What can be typed.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::loader::{PIN_DIR, Sizes};
+use crate::status::STATE_DIR;
+
+/// Sticky Kubernetes Services in eBPF: a client that reached a pod reaches it again.
+#[derive(Debug, Parser)]
+#[command(
+    name = "affinity",
+    version,
+    after_help = "Examples:\n  affinity run --source-dir ./services   serve the services of a directory of YAML\n  \
+                  affinity session list                  which client is kept on which pod\n  affinity status -o json"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+/// What every verb takes.
+#[derive(Debug, Args)]
+pub(super) struct Common {
+    /// How to print: a table for people, a wide one, or JSON for programs
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    pub output: Output,
+    /// Where maps and links are pinned
+    #[arg(long, global = true, value_name = "DIR", default_value = PIN_DIR, env = "AFFINITY_PIN_DIR")]
+    pub pin_dir: PathBuf,
+    /// Where the daemon tells its status
+    #[arg(long, global = true, value_name = "DIR", default_value = STATE_DIR, env = "AFFINITY_STATE_DIR")]
+    pub state_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// A table
+    #[default]
+    Table,
+    /// A table with all columns
+    Wide,
+    /// JSON
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Run the node daemon: follow services and their endpoints, and serve them on the clients' interfaces
+    Run(Box<RunArgs>),
+    /// Services: their frontends, affinity and backends
+    #[command(subcommand)]
+    Service(ServiceVerb),
+    /// Backends: which pods receive traffic
+    #[command(subcommand)]
+    Backend(BackendVerb),
+    /// Sessions: which client is kept on which pod, and for how long yet
+    #[command(subcommand)]
+    Session(SessionVerb),
+    /// Connections that are translated
+    #[command(subcommand)]
+    Conntrack(ConntrackVerb),
+    /// Watch each choice of a backend, each failover and expiry as it happens
+    #[command(
+        after_help = "Examples:\n  affinity monitor\n  affinity monitor -o json | jq 'select(.event == \"failover\")'"
+    )]
+    Monitor,
+    /// What is attached where, how full the maps are, what was rejected, packets by reason
+    #[command(
+        after_help = "Examples:\n  affinity status\n  affinity status -o wide    reasons that never occurred, too\n  \
+                            affinity status -o json | jq .rejected"
+    )]
+    Status,
+    /// Detach everything and remove every trace from the node
+    #[command(after_help = "Established connections to services break, and clients are given new pods when a daemon \
+                            starts again.\nEnd the daemon first.\n\nExamples:\n  affinity cleanup")]
+    Cleanup,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ServiceVerb {
+    /// List all service ports
+    #[command(after_help = "Examples:\n  affinity service list\n  affinity service list -o json | jq '.[].service'")]
+    List,
+    /// Show one service with its backends
+    #[command(after_help = "Examples:\n  affinity service get default/web")]
+    Get {
+        /// `NAMESPACE/NAME`; `NAME` is of the namespace `default`
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BackendVerb {
+    /// List all backends
+    #[command(after_help = "Examples:\n  affinity backend list --service default/web")]
+    List {
+        /// Of one service: `NAMESPACE/NAME`
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SessionVerb {
+    /// List all sessions
+    #[command(after_help = "Examples:\n  affinity session list --live\n  affinity session list --client 10.244.0.11")]
+    List {
+        /// Of one service: `NAMESPACE/NAME`
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        /// Of one client
+        #[arg(long, value_name = "IP")]
+        client: Option<IpAddr>,
+        /// Not those that have expired
+        #[arg(long)]
+        live: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConntrackVerb {
+    /// List all connections, an entry a direction
+    #[command(after_help = "Examples:\n  affinity conntrack list --client 10.244.0.11")]
+    List {
+        /// Of one client
+        #[arg(long, value_name = "IP")]
+        client: Option<IpAddr>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  affinity run                                        in a cluster, by the pod's service account\n  \
+                  affinity run --kubeconfig ~/.kube/config\n  affinity run --source-dir ./services --interface 'cli*'\n  \
+                  affinity run --map-size affinity=200000 --map-size conntrack=1000000"
+)]
+pub(super) struct RunArgs {
+    /// Follow the API server of this kubeconfig's current context
+    #[arg(long, value_name = "FILE", conflicts_with = "source_dir")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Follow the objects in the YAML files of a directory instead
+    #[arg(long, value_name = "DIR")]
+    pub source_dir: Option<PathBuf>,
+    /// Interfaces of clients: `*` and `?` stand for text, `!PATTERN` leaves out; by default pods' host ends
+    #[arg(long = "interface", value_name = "PATTERN")]
+    pub interfaces: Vec<String>,
+    /// How programs are attached
+    #[arg(long, value_enum, default_value_t)]
+    pub attach: Attach,
+    /// Number of elements of a map, repeatable: frontends, backends, conntrack, affinity, slots, …
+    #[arg(long = "map-size", value_name = "NAME=N", value_parser = map_size)]
+    pub map_sizes: Vec<(String, u32)>,
+    /// How often everything is compared with the maps, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    pub audit_interval: u64,
+    /// What is logged: a level, or a filter such as `info,affinity_user::sources=debug`
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "AFFINITY_LOG")]
+    pub log_level: String,
+    /// How the log is written
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// The datapath's own log, a line a packet; compiled out of the programs unless it is asked for
+    #[arg(long, value_enum, default_value_t)]
+    pub datapath_log: DatapathLog,
+    /// Print the verifier's whole log where it refuses a program
+    #[arg(long)]
+    pub verifier_log: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Attach {
+    /// By TCX where the kernel has it, else by clsact
+    #[default]
+    Auto,
+    /// By TCX alone (Linux 6.6)
+    Tcx,
+    /// By clsact alone
+    Clsact,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum DatapathLog {
+    /// None: it costs nothing
+    #[default]
+    Off,
+    /// Every packet and its reason
+    Debug,
+}
+
+fn map_size(text: &str) -> Result<(String, u32), String> {
+    let (name, size) = text.split_once('=').ok_or("write NAME=N")?;
+    let size = size.parse().map_err(|error| format!("{size:?} is no number of elements: {error}"))?;
+    Sizes::default().set(name, size)?;
+    Ok((name.to_owned(), size))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn common_options_may_follow_the_verb() {
+        let cli = Cli::try_parse_from(["affinity", "session", "list", "-o", "json", "--pin-dir", "/p"]).expect("sound");
+        assert_eq!((cli.common.output, cli.common.pin_dir), (Output::Json, "/p".into()));
+    }
+
+    #[test]
+    fn map_sizes_name_a_map() {
+        assert_eq!(map_size("frontends=6"), Ok(("frontends".to_owned(), 6)));
+        for wrong in ["frontends", "frontends=x", "nothing=1", "slots=0"] {
+            assert!(map_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn one_source_at_a_time() {
+        assert!(Cli::try_parse_from(["affinity", "run", "--kubeconfig", "a", "--source-dir", "b"]).is_err());
+    }
+}

@@ -1,0 +1,41 @@
+//! `affinity VERB`: what is asked, and how it is printed.
+
+mod args;
+mod print;
+mod run;
+mod show;
+
+use std::io;
+
+use anyhow::Result;
+
+pub use args::Cli;
+use args::{BackendVerb, ConntrackVerb, ServiceVerb, SessionVerb, Verb};
+
+/// Does what was asked.
+///
+/// # Errors
+/// In words for people, to be printed in one line.
+pub fn execute(cli: Cli) -> Result<()> {
+    let Cli { verb, common } = cli;
+    let done = match verb {
+        Verb::Run(args) => return run::run(*args, &common),
+        Verb::Service(ServiceVerb::List) => show::services(&common),
+        Verb::Service(ServiceVerb::Get { name }) => show::service(&common, &name),
+        Verb::Backend(BackendVerb::List { service }) => show::backends(&common, service.as_deref()),
+        Verb::Session(SessionVerb::List { service, client, live }) => {
+            show::sessions(&common, service.as_deref(), client, live)
+        }
+        Verb::Conntrack(ConntrackVerb::List { client }) => show::connections(&common, client),
+        Verb::Monitor => show::monitor(&common),
+        Verb::Status => show::status(&common),
+        Verb::Cleanup => show::cleanup(&common),
+    };
+    match done {
+        // Nobody reads on: `affinity session list | head`.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(())
+        }
+        done => done,
+    }
+}

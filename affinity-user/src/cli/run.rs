@@ -1,0 +1,64 @@
+//! `affinity run`: from the command line to the daemon.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tracing_subscriber::EnvFilter;
+
+use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs};
+use crate::daemon::{self, Source};
+use crate::loader::attach::AttachMode;
+use crate::loader::{self, Sizes};
+use crate::sources::kubernetes::{self, Access};
+
+pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
+    log(&args)?;
+    let mut sizes = Sizes::default();
+    for (name, size) in &args.map_sizes {
+        sizes.set(name, *size).map_err(|error| anyhow!(error))?;
+    }
+    let source = match (args.source_dir, args.kubeconfig) {
+        (Some(directory), _) => Source::Directory(directory),
+        (None, Some(file)) => Source::Kubernetes(kubernetes::Options {
+            access: Access::Kubeconfig(file),
+            ..kubernetes::Options::default()
+        }),
+        (None, None) => Source::Kubernetes(kubernetes::Options::default()),
+    };
+    let options = daemon::Options {
+        source,
+        loader: loader::Options {
+            pin_dir: common.pin_dir.clone(),
+            sizes,
+            attach: match args.attach {
+                Attach::Auto => AttachMode::Auto,
+                Attach::Tcx => AttachMode::Tcx,
+                Attach::Clsact => AttachMode::Clsact,
+            },
+            log_level: match args.datapath_log {
+                DatapathLog::Off => 0,
+                DatapathLog::Debug => 4,
+            },
+            verifier_log: args.verifier_log,
+        },
+        interfaces: args.interfaces,
+        state_dir: common.state_dir.clone(),
+        audit_interval: Duration::from_secs(args.audit_interval),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(daemon::run(options))?)
+}
+
+fn log(args: &RunArgs) -> Result<()> {
+    let mut filter = EnvFilter::try_new(&args.log_level).context("--log-level")?;
+    if args.datapath_log == DatapathLog::Debug {
+        // The programs log under the name of their own crate.
+        filter = filter.add_directive("affinity=debug".parse()?);
+    }
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

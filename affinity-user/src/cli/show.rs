@@ -1,0 +1,313 @@
+//! The verbs that show something, and `cleanup`.
+
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::args::{Common, Output};
+use super::print::{self, line, or_dash, span};
+use crate::loader;
+use crate::monitor::{self, Happening};
+use crate::status::StatusFile;
+use crate::view::{self, BackendRow, ServiceRow, SessionRow, Snapshot};
+
+pub(super) fn services(common: &Common) -> Result<()> {
+    let rows = view::services(&Snapshot::read(&common.pin_dir)?);
+    if common.output == Output::Json {
+        return print::json(&rows);
+    }
+    print_services(common, &rows)
+}
+
+fn print_services(common: &Common, rows: &[ServiceRow]) -> Result<()> {
+    let wide = common.output == Output::Wide;
+    let mut header = vec!["service", "port", "frontends", "affinity", "backends", "sessions"];
+    header.extend(wide.then_some("id"));
+    print::table(
+        &header,
+        rows.iter().map(|row| {
+            let affinity = row.affinity_timeout_seconds.map(|seconds| format!("ClientIP {}", span(seconds.into())));
+            let mut cells = vec![
+                row.service.clone(),
+                or_dash(Some(&row.port_name).filter(|name| !name.is_empty())),
+                row.frontends.join(", "),
+                affinity.unwrap_or_else(|| "None".to_owned()),
+                format!("{}/{}", row.eligible, row.backends),
+                row.live_sessions.to_string(),
+            ];
+            cells.extend(wide.then(|| row.id.to_string()));
+            cells
+        }),
+    )
+}
+
+/// The name in full.
+fn qualified(name: &str) -> String {
+    if name.contains('/') { name.to_owned() } else { format!("default/{name}") }
+}
+
+pub(super) fn service(common: &Common, name: &str) -> Result<()> {
+    let name = qualified(name);
+    let snapshot = Snapshot::read(&common.pin_dir)?;
+    let services: Vec<_> = view::services(&snapshot).into_iter().filter(|row| row.service == name).collect();
+    if services.is_empty() {
+        bail!(
+            "no service {name}: `affinity service list` shows those that are served, `affinity status` what was rejected"
+        );
+    }
+    let backends: Vec<_> = view::backends(&snapshot).into_iter().filter(|row| row.service == name).collect();
+    if common.output == Output::Json {
+        return print::json(&json!({"service": name, "ports": services, "backends": backends}));
+    }
+    print_services(common, &services)?;
+    line("")?;
+    print_backends(common, &backends)
+}
+
+pub(super) fn backends(common: &Common, service: Option<&str>) -> Result<()> {
+    let service = service.map(qualified);
+    let mut rows = view::backends(&Snapshot::read(&common.pin_dir)?);
+    rows.retain(|row| service.as_ref().is_none_or(|name| row.service == *name));
+    if common.output == Output::Json {
+        return print::json(&rows);
+    }
+    print_backends(common, &rows)
+}
+
+fn print_backends(common: &Common, rows: &[BackendRow]) -> Result<()> {
+    let wide = common.output == Output::Wide;
+    let mut header =
+        vec!["service", "port", "pod", "address", "state", "share", "connections", "sessions", "flows", "packets"];
+    header.extend(wide.then_some("id"));
+    print::table(
+        &header,
+        rows.iter().map(|row| {
+            let mut cells = vec![
+                row.service.clone(),
+                or_dash(Some(&row.port_name).filter(|name| !name.is_empty())),
+                or_dash(row.pod.as_ref()),
+                row.address.to_string(),
+                row.state.to_owned(),
+                format!("{:.1}%", row.share * 100.0),
+                row.connections.to_string(),
+                row.live_sessions.to_string(),
+                row.flows.to_string(),
+                row.packets.to_string(),
+            ];
+            cells.extend(wide.then(|| row.id.to_string()));
+            cells
+        }),
+    )
+}
+
+pub(super) fn sessions(common: &Common, service: Option<&str>, client: Option<IpAddr>, live: bool) -> Result<()> {
+    let service = service.map(qualified);
+    let mut rows = view::sessions(&Snapshot::read(&common.pin_dir)?);
+    rows.retain(|row| {
+        service.as_ref().is_none_or(|name| row.service == *name)
+            && client.is_none_or(|client| row.client == client)
+            && (!live || row.left_seconds.is_some())
+    });
+    if common.output == Output::Json {
+        return print::json(&rows);
+    }
+    print_sessions(common, &rows)
+}
+
+fn print_sessions(common: &Common, rows: &[SessionRow]) -> Result<()> {
+    let wide = common.output == Output::Wide;
+    let mut header = vec!["client", "service", "port", "pod", "backend", "age", "left", "state"];
+    header.extend(wide.then_some("backend id"));
+    print::table(
+        &header,
+        rows.iter().map(|row| {
+            let mut cells = vec![
+                row.client.to_string(),
+                row.service.clone(),
+                or_dash(Some(&row.port_name).filter(|name| !name.is_empty())),
+                or_dash(row.pod.as_ref()),
+                or_dash(row.backend),
+                span(row.age_seconds),
+                or_dash(row.left_seconds.map(span)),
+                row.state.to_owned(),
+            ];
+            cells.extend(wide.then(|| row.backend_id.to_string()));
+            cells
+        }),
+    )
+}
+
+pub(super) fn connections(common: &Common, client: Option<IpAddr>) -> Result<()> {
+    let mut rows = view::connections(&Snapshot::read(&common.pin_dir)?);
+    rows.retain(|row| client.is_none_or(|client| row.client.ip() == client));
+    if common.output == Output::Json {
+        return print::json(&rows);
+    }
+    print::table(
+        &["proto", "direction", "client", "frontend", "backend", "service", "state", "packets", "idle"],
+        rows.iter().map(|row| {
+            vec![
+                row.proto.clone(),
+                row.direction.to_owned(),
+                row.client.to_string(),
+                row.frontend.to_string(),
+                row.backend.to_string(),
+                row.service.clone(),
+                row.state.to_owned(),
+                row.packets.to_string(),
+                span(row.idle_seconds),
+            ]
+        }),
+    )
+}
+
+pub(super) fn monitor(common: &Common) -> Result<()> {
+    let as_json = common.output == Output::Json;
+    let show = |happening: &Happening| {
+        let text = if as_json { serde_json::to_string(happening)? } else { describe(happening) };
+        line(text).map_err(|error| error.downcast::<std::io::Error>().unwrap_or_else(std::io::Error::other))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(monitor::run(&common.pin_dir, &common.state_dir, show))?)
+}
+
+/// `12.345  10.244.0.11:40000 -> default/web -> web-0 (10.244.0.101:8080)  affinity-failover, was web-1`
+fn describe(it: &Happening) -> String {
+    let client = it.client_port.map_or_else(|| it.client.to_string(), |port| format!("{}:{port}", it.client));
+    let address = or_dash(it.backend);
+    let pod = it.pod.as_ref().map_or_else(|| address.clone(), |pod| format!("{pod} ({address})"));
+    let previous = it.previous.as_ref().map_or_else(String::new, |previous| format!(", was {previous}"));
+    format!("{:12.3}  {client} -> {} -> {pod}  {}{previous}", it.time_seconds, it.service, it.reason)
+}
+
+pub(super) fn status(common: &Common) -> Result<()> {
+    let daemon = StatusFile::read(&common.state_dir)?;
+    let snapshot = match Snapshot::read(&common.pin_dir) {
+        Ok(snapshot) => Some(snapshot),
+        // A daemon that has just begun has something to tell all the same.
+        Err(view::SnapshotError::Missing(_)) if daemon.is_some() => None,
+        Err(error) => return Err(error.into()),
+    };
+    let all = common.output == Output::Wide;
+    let counters = snapshot.as_ref().map(|snapshot| view::counters(snapshot, all)).unwrap_or_default();
+    let maps = snapshot.as_ref().map(view::maps).unwrap_or_default();
+    if common.output == Output::Json {
+        return print::json(&json!({
+            "daemon": daemon.as_ref().map_or_else(|| json!({"running": false}), described),
+            "rejected": daemon.as_ref().map(|status| &status.rejected),
+            "problems": daemon.as_ref().map(|status| &status.problems),
+            "attachments": attachments(common, daemon.as_ref()),
+            "maps": maps,
+            "counters": counters,
+        }));
+    }
+    match &daemon {
+        None => line("daemon: not running; services are served as they were when it ended")?,
+        Some(status) => {
+            let state = match (status.ready, status.synced) {
+                (true, _) => "ready",
+                (false, true) => "synced, attaching",
+                (false, false) => "waiting for its source",
+            };
+            line(format!(
+                "daemon: {state}, version {}, pid {}, for {}",
+                status.version,
+                status.pid,
+                span(age(status))
+            ))?;
+            line(format!("source: {} ({})", status.source.kind, status.source.detail))?;
+            if let (Some(since), Some(error)) = (status.source.stale_since, &status.source.last_error) {
+                line(format!("        STALE for {}: {error}", span(seconds_since(since))))?;
+            }
+            for it in &status.rejected {
+                let field = if it.field.is_empty() { String::new() } else { format!("{}: ", it.field) };
+                line(format!("rejected: {}: {field}{}", it.object, it.message))?;
+            }
+            for it in &status.problems {
+                line(format!("problem: {}: {}", it.object, it.message))?;
+            }
+        }
+    }
+    line("")?;
+    let attached = attachments(common, daemon.as_ref());
+    let cell = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    print::table(
+        &["interface", "index", "attached by"],
+        attached.iter().map(|it| ["interface", "ifindex", "mode"].map(|field| cell(&it[field])).to_vec()),
+    )?;
+    line("")?;
+    print::table(
+        &["map", "entries", "room", "fill"],
+        maps.iter().map(|map| {
+            let warning = if map.is_nearly_full() { "  nearly full" } else { "" };
+            vec![
+                map.name.to_owned(),
+                map.entries.to_string(),
+                map.capacity.to_string(),
+                format!("{:.1}%{warning}", map.fill * 100.0),
+            ]
+        }),
+    )?;
+    line("")?;
+    print::table(
+        &["program", "reason", "verdict", "packets", "bytes", "meaning"],
+        counters.iter().map(|row| {
+            vec![
+                row.program.to_owned(),
+                row.reason.to_owned(),
+                row.verdict.to_owned(),
+                row.packets.to_string(),
+                row.bytes.to_string(),
+                row.meaning.to_owned(),
+            ]
+        }),
+    )
+}
+
+fn described(status: &StatusFile) -> Value {
+    json!({
+        "running": true,
+        "pid": status.pid,
+        "version": status.version,
+        "started_seconds_ago": age(status),
+        "ready": status.ready,
+        "synced": status.synced,
+        "source": status.source,
+    })
+}
+
+/// By the daemon's word, or by the pins where there is none.
+fn attachments(common: &Common, daemon: Option<&StatusFile>) -> Vec<Value> {
+    let attachments = match daemon {
+        Some(status) => status.attachments.clone(),
+        None => loader::attached(&common.pin_dir),
+    };
+    attachments.iter().map(|it| json!({"interface": it.interface, "ifindex": it.ifindex, "mode": it.mode})).collect()
+}
+
+fn age(status: &StatusFile) -> f64 {
+    seconds_since(status.started)
+}
+
+fn seconds_since(time: i64) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 are under 2^52")]
+    let since = now - time as f64;
+    since.max(0.0)
+}
+
+pub(super) fn cleanup(common: &Common) -> Result<()> {
+    if let Some(status) = StatusFile::read(&common.state_dir)? {
+        bail!("the daemon is running (pid {}): end it first, or it attaches again", status.pid);
+    }
+    let removed = loader::cleanup(&common.pin_dir, &common.state_dir).context("cleaning up")?;
+    if common.output == Output::Json {
+        return print::json(&json!({"removed": removed}));
+    }
+    if removed.is_empty() {
+        return line("nothing was left to remove");
+    }
+    removed.iter().try_for_each(|it| line(format!("removed {it}")))
+}

@@ -1,0 +1,147 @@
+//! The node daemon: sources, model, plan, reconciler and interfaces, wired together.
+//!
+//! One task owns the state. What comes in is taken as it comes, and whatever has piled up meanwhile is programmed at once:
+//! there is no fixed wait, and a service that changed ten times in a backlog is programmed once.
+//!
+//! The daemon leaves everything in place when it ends: services are served without it, and the next one takes over.
+
+mod datapath_log;
+mod state;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use crate::loader::interfaces::{Follower, Patterns, watch};
+use crate::loader::{self, Datapath, LoadError};
+use crate::reconcile::Reconciler;
+use crate::sources::{SourceEvent, directory, kubernetes};
+use crate::status::StatusError;
+use crate::tables::{TableError, bpf};
+
+use state::State;
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The API server.
+    Kubernetes(kubernetes::Options),
+    /// A directory of YAML files.
+    Directory(PathBuf),
+}
+
+/// How the daemon runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where objects come from.
+    pub source: Source,
+    /// How the datapath is loaded.
+    pub loader: loader::Options,
+    /// Which interfaces are clients': see [`Patterns`].
+    pub interfaces: Vec<String>,
+    /// Where the status file is written.
+    pub state_dir: PathBuf,
+    /// How often everything is compared with the maps.
+    pub audit_interval: Duration,
+}
+
+/// Why the daemon can't run.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The datapath can't be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The maps can't be opened.
+    #[error(transparent)]
+    Open(#[from] bpf::OpenError),
+    /// The maps can't be taken over.
+    #[error("the pinned maps can't be taken over: {0}")]
+    TakeOver(#[from] TableError),
+    /// The source can't be followed.
+    #[error("{path}: {source}", path = path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The status file can't be written.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    /// Signals, netlink.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+}
+
+/// How many affinity entries of services that have none any more are taken out at a time.
+const SWEEP: usize = 4096;
+/// How long the status file may be behind what it tells.
+const STATUS_LAG: Duration = Duration::from_millis(50);
+/// How often it is written even if nothing has happened.
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Runs until SIGTERM or SIGINT. Programs and maps stay in place.
+///
+/// # Errors
+/// Where the datapath can't be loaded or the source not be read at all. What goes wrong later is logged, shown by
+/// `affinity status` and tried again.
+pub async fn run(options: Options) -> Result<(), DaemonError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut datapath = Datapath::open(&options.loader)?;
+    for warning in datapath.warnings() {
+        tracing::warn!("{warning}");
+    }
+    if options.loader.log_level > 0 {
+        datapath_log::forward(&mut datapath);
+    }
+    let tables = bpf::open_pinned(&options.loader.pin_dir)?;
+    let reconciler = Reconciler::open(tables, Box::new(Instant::now))?;
+    let mut events = follow_source(&options.source)?;
+    let (sender, mut links) = mpsc::channel(64);
+    let watcher = tokio::spawn(watch(sender));
+    let follower = Follower::new(Patterns::new(&options.interfaces));
+    let mut state = State::new(&options, datapath, reconciler, follower)?;
+    state.write_status()?;
+
+    let mut audit = interval(options.audit_interval);
+    audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    audit.reset();
+    let mut status = interval(STATUS_INTERVAL);
+    status.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let next = state.next_wake();
+        tokio::select! {
+            Some(event) = events.recv() => {
+                state.enter(event);
+                while let Ok(event) = events.try_recv() {
+                    state.enter(event);
+                }
+                state.program();
+            }
+            Some(event) = links.recv() => state.follow(event),
+            () = sleep_until(next.into()) => state.wake(),
+            _ = audit.tick() => state.audit(),
+            _ = status.tick() => state.touch(),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    watcher.abort();
+    tracing::info!("ends; services are served without it, until `affinity cleanup`");
+    state.end();
+    Ok(())
+}
+
+fn follow_source(source: &Source) -> Result<mpsc::Receiver<SourceEvent>, DaemonError> {
+    match source {
+        Source::Kubernetes(options) => Ok(kubernetes::watch(options)),
+        Source::Directory(path) => {
+            directory::watch(path).map_err(|source| DaemonError::Directory { path: path.clone(), source })
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Brings the maps to what the plans say, with as few writes as that takes, in an order that no packet can get between.
+//!
+//! A [`Reconciler`] owns the maps. On start it takes over what they hold: ids, slots, everything. It is told of changes
+//! by [`Reconciler::reconcile`], and by [`Reconciler::synced`] that every source was heard out: only from then on
+//! anything is taken out. What fails leaves the service port as it was, is named by [`Reconciler::problems`], and is
+//! tried again by [`Reconciler::retry`]. [`Reconciler::audit`] compares everything with the maps.
+
+mod adopt;
+mod audit;
+mod counts;
+mod ids;
+mod problem;
+mod runs;
+mod shared;
+mod side;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use affinity_common::{
+    family::{V4, V6},
+    types::ServiceId,
+};
+
+use self::{
+    adopt::Purpose,
+    problem::Problems,
+    shared::Shared,
+    side::{Job, Outcome, Side},
+};
+pub use self::{
+    audit::{Difference, Differences},
+    counts::Counts,
+    problem::{Problem, ReconcileError, Subject},
+};
+use crate::{
+    model::{ServiceName, ServicePortName},
+    plan::{PortPlan, ServicePlan},
+    tables::{TableError, Tables},
+};
+
+/// Where the time comes from: [`Instant::now`] but in tests.
+pub type Clock = Box<dyn Fn() -> Instant + Send>;
+
+/// A change of what the maps ought to hold.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A service is to be as planned.
+    Apply(ServicePlan),
+    /// A service is gone.
+    Delete(ServiceName),
+}
+
+impl Change {
+    fn service(&self) -> &ServiceName {
+        match self {
+            Self::Apply(plan) => &plan.name,
+            Self::Delete(name) => name,
+        }
+    }
+}
+
+/// What a call has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Service ports that were looked at and are as planned now, or gone.
+    pub programmed: Vec<ServicePortName>,
+    /// Service ports that would lose something: they wait until every source has synced.
+    pub waiting: Vec<ServicePortName>,
+    /// What could not be programmed: see [`Reconciler::problems`].
+    pub failed: Vec<Subject>,
+    /// How many map entries were written or taken out.
+    pub writes: u64,
+}
+
+/// What a comparison with the maps has found and done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Where the maps were not as they were written.
+    pub differences: Differences,
+    /// What was done to bring everything to the plans.
+    pub report: Report,
+}
+
+/// Brings the maps to what the plans say.
+pub struct Reconciler {
+    shared: Shared,
+    v4: Side<V4>,
+    v6: Option<Side<V6>>,
+    plans: BTreeMap<ServiceName, Arc<ServicePlan>>,
+    problems: Problems,
+    synced: bool,
+}
+
+/// A subject with what it needs to become a [`Job`].
+struct Task {
+    subject: Subject,
+    id: ServiceId,
+    /// The plan that it is in, and where in it.
+    plan: Option<(Arc<ServicePlan>, usize)>,
+}
+
+impl Task {
+    fn job(&self) -> Job<'_> {
+        Job {
+            id: self.id,
+            name: match &self.subject {
+                Subject::ServicePort(name) => Some(name),
+                Subject::Stray(_) => None,
+            },
+            plan: self.plan.as_ref().and_then(|(plan, index)| plan.ports.get(*index)),
+        }
+    }
+}
+
+impl Reconciler {
+    /// Takes over the maps, with all that is in them. Writes nothing.
+    pub fn open(tables: Tables, clock: Clock) -> Result<Self, TableError> {
+        let Tables { v4, v6, shared } = tables;
+        let mut shared = Shared::new(shared, clock);
+        let (mut v4, mut v6) = (Side::new(v4), v6.map(Side::new));
+        let mut found = Differences::default();
+        shared.refresh(&mut found)?;
+        v4.refresh(&mut shared, Purpose::Adopt, &mut found)?;
+        let mut in_use = v4.ids_in_use();
+        if let Some(v6) = &mut v6 {
+            v6.refresh(&mut shared, Purpose::Adopt, &mut found)?;
+            let others = v6.ids_in_use();
+            in_use.service = in_use.service.max(others.service);
+            in_use.backend = in_use.backend.max(others.backend);
+        }
+        shared.adopt_ids(in_use, |id| has_frontends(&v4, id) || v6.as_ref().is_some_and(|v6| has_frontends(v6, id)))?;
+        tracing::info!(services = shared.ids.services().count(), entries = found.total(), "took over the maps");
+        Ok(Self { shared, v4, v6, plans: BTreeMap::new(), problems: Problems::default(), synced: false })
+    }
+
+    /// Takes changes into the plans and brings the maps to them. What is due for another attempt gets it too.
+    pub fn reconcile(&mut self, changes: impl IntoIterator<Item = Change>) -> Report {
+        let mut subjects = self.take_changes(changes);
+        subjects.extend(self.problems.due(self.shared.now()).cloned());
+        self.bring_about(subjects)
+    }
+
+    /// Every source was heard out: from now on what no plan wants is taken out. Later calls do nothing.
+    pub fn synced(&mut self) -> Report {
+        if self.synced {
+            return Report::default();
+        }
+        self.synced = true;
+        let report = self.bring_about(self.everything());
+        self.forget_stray_rows();
+        let now = self.shared.now();
+        self.v4.sweeper.look_through(now);
+        if let Some(v6) = &mut self.v6 {
+            v6.sweeper.look_through(now);
+        }
+        report
+    }
+
+    /// Whether every source was heard out.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// When [`Self::retry`] has something to do.
+    pub fn next_retry(&self) -> Option<Instant> {
+        self.problems.next_retry()
+    }
+
+    /// Tries again what is due.
+    pub fn retry(&mut self) -> Report {
+        self.reconcile([])
+    }
+
+    /// Compares everything with the maps and repairs what differs.
+    pub fn audit(&mut self) -> Result<Audit, ReconcileError> {
+        let mut differences = Differences::default();
+        self.shared.refresh(&mut differences)?;
+        self.v4.refresh(&mut self.shared, Purpose::Compare, &mut differences)?;
+        if let Some(v6) = &mut self.v6 {
+            v6.refresh(&mut self.shared, Purpose::Compare, &mut differences)?;
+        }
+        self.shared.repair_ids(&mut differences)?;
+        if !differences.is_empty() {
+            tracing::warn!(%differences, "the maps are not as they were written: repairing them");
+            self.shared.counts.differences += differences.total() as u64;
+        }
+        let report = self.bring_about(self.everything());
+        if self.synced {
+            self.forget_stray_rows();
+        }
+        Ok(Audit { differences, report })
+    }
+
+    /// When [`Self::sweep_affinity`] has something to do.
+    pub fn next_sweep(&self) -> Option<Instant> {
+        let now = self.shared.now();
+        let v6 = self.v6.as_ref().and_then(|v6| v6.sweeper.next(now));
+        self.v4.sweeper.next(now).into_iter().chain(v6).min().filter(|_| self.synced)
+    }
+
+    /// Takes out affinity entries of service ports that have none any more, up to `limit` of each family.
+    pub fn sweep_affinity(&mut self, limit: usize) -> Result<(), TableError> {
+        if !self.synced {
+            return Ok(());
+        }
+        sweep(&mut self.v4, &mut self.shared, limit)?;
+        self.v6.as_mut().map_or(Ok(()), |v6| sweep(v6, &mut self.shared, limit))
+    }
+
+    /// What is not as planned.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter()
+    }
+
+    /// What was done since the start.
+    pub fn counts(&self) -> Counts {
+        self.shared.counts
+    }
+
+    fn take_changes(&mut self, changes: impl IntoIterator<Item = Change>) -> BTreeSet<Subject> {
+        let mut subjects = BTreeSet::new();
+        let mut touched = |plan: &ServicePlan| {
+            subjects.extend(plan.ports.iter().map(|port| Subject::ServicePort(port.name.clone())));
+        };
+        for change in changes {
+            if let Some(old) = self.plans.remove(change.service()) {
+                touched(&old);
+                for port in &old.ports {
+                    self.v4.release(port);
+                    if let Some(v6) = &mut self.v6 {
+                        v6.release(port);
+                    }
+                }
+            }
+            if let Change::Apply(plan) = change {
+                touched(&plan);
+                self.plans.insert(plan.name.clone(), Arc::new(plan));
+            }
+        }
+        subjects
+    }
+
+    /// All that is planned, and what else the maps hold, if that is to go.
+    fn everything(&self) -> BTreeSet<Subject> {
+        let planned = self.plans.values().flat_map(|plan| &plan.ports);
+        let mut subjects: BTreeSet<_> = planned.map(|port| Subject::ServicePort(port.name.clone())).collect();
+        if self.synced {
+            let mut known = BTreeSet::new();
+            for (name, id) in self.shared.ids.services() {
+                known.insert(id);
+                subjects.insert(Subject::ServicePort(name.clone()));
+            }
+            let held = self.v4.services.keys().chain(self.v6.iter().flat_map(|v6| v6.services.keys())).copied();
+            let found = held.chain(self.shared.services());
+            subjects.extend(found.filter(|id| !known.contains(id)).map(Subject::Stray));
+        }
+        subjects
+    }
+
+    fn bring_about(&mut self, subjects: BTreeSet<Subject>) -> Report {
+        let before = self.shared.counts;
+        self.shared.counts.retries += subjects.iter().filter(|subject| self.problems.contains(subject)).count() as u64;
+        let mut outcomes = self.attempt(subjects);
+        let full: BTreeSet<_> = outcomes
+            .iter()
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Failed(error) if error.is_full()))
+            .map(|(subject, _)| subject.clone())
+            .collect();
+        if !full.is_empty() && self.shared.counts.removed > before.removed {
+            // What has gone since has made room.
+            outcomes.extend(self.attempt(full));
+        }
+
+        let mut report = Report::default();
+        let now = self.shared.now();
+        for (subject, outcome) in outcomes {
+            match (outcome, subject) {
+                (Outcome::Failed(error), subject) => {
+                    self.shared.counts.failures += 1;
+                    self.problems.failed(subject.clone(), error, now);
+                    report.failed.push(subject);
+                }
+                (outcome, subject) => {
+                    self.problems.solved(&subject, now);
+                    match (outcome, subject) {
+                        (Outcome::Waits, Subject::ServicePort(name)) => report.waiting.push(name),
+                        (_, Subject::ServicePort(name)) => report.programmed.push(name),
+                        (_, Subject::Stray(_)) => {}
+                    }
+                }
+            }
+        }
+        let after = self.shared.counts;
+        report.writes = after.written + after.removed - before.written - before.removed;
+        report
+    }
+
+    fn attempt(&mut self, subjects: BTreeSet<Subject>) -> BTreeMap<Subject, Outcome> {
+        let mut outcomes = BTreeMap::new();
+        let mut tasks = Vec::new();
+        for subject in subjects {
+            let outcome = match self.task(&subject) {
+                Ok(Some(task)) => {
+                    tasks.push(task);
+                    continue;
+                }
+                Ok(None) => Outcome::Done,
+                Err(error) => Outcome::Failed(error),
+            };
+            outcomes.insert(subject, outcome);
+        }
+        let jobs: Vec<_> = tasks.iter().map(Task::job).collect();
+        let mut results = self.v4.run(&mut self.shared, &jobs, self.synced);
+        if let Some(v6) = &mut self.v6 {
+            let others = v6.run(&mut self.shared, &jobs, self.synced);
+            for (result, other) in results.iter_mut().zip(others) {
+                if matches!(result, Outcome::Done) || matches!(other, Outcome::Failed(_)) {
+                    *result = other;
+                }
+            }
+        }
+        for (task, mut outcome) in tasks.into_iter().zip(results) {
+            if task.plan.is_none()
+                && matches!(outcome, Outcome::Done)
+                && let Err(error) = self.forget(&task)
+            {
+                outcome = Outcome::Failed(error);
+            }
+            outcomes.insert(task.subject, outcome);
+        }
+        outcomes
+    }
+
+    /// What is to be done about a subject; `None` if nothing: it is not planned, and the maps hold nothing of it.
+    fn task(&mut self, subject: &Subject) -> Result<Option<Task>, ReconcileError> {
+        let name = match subject {
+            Subject::ServicePort(name) => name,
+            Subject::Stray(id) => return Ok(Some(Task { subject: subject.clone(), id: *id, plan: None })),
+        };
+        let has_frontends =
+            |port: &PortPlan| !port.v4.frontends.is_empty() || self.v6.is_some() && !port.v6.frontends.is_empty();
+        let plan = self.plans.get(&name.service).and_then(|plan| {
+            let index = plan.ports.iter().position(|port| port.name == *name && has_frontends(port))?;
+            Some((plan.clone(), index))
+        });
+        let id = match &plan {
+            Some(_) => Some(self.shared.service_id(name)?),
+            None => self.shared.ids.get(name),
+        };
+        Ok(id.map(|id| Task { subject: subject.clone(), id, plan }))
+    }
+
+    /// Takes out the last of a service port of which nothing else is left.
+    fn forget(&mut self, task: &Task) -> Result<(), ReconcileError> {
+        if self.v4.is_gone(task.id) && self.v6.as_ref().is_none_or(|v6| v6.is_gone(task.id)) {
+            self.shared.forget_service(task.id, task.job().name)?;
+        }
+        Ok(())
+    }
+
+    /// Takes out names and counters of backends that are none.
+    fn forget_stray_rows(&mut self) {
+        let v6 = self.v6.iter().flat_map(Side::backend_keys);
+        let backends = self.v4.backend_keys().chain(v6).collect();
+        if let Err(error) = self.shared.forget_all_but(&backends) {
+            tracing::warn!(%error, "names and counters of backends that are gone stay until the next comparison");
+        }
+    }
+}
+
+fn has_frontends<F: affinity_common::family::Family>(side: &Side<F>, id: ServiceId) -> bool {
+    side.services.get(&id).is_some_and(|holding| !holding.frontends.is_empty())
+}
+
+fn sweep<F: crate::plan::PlanFamily>(side: &mut Side<F>, shared: &mut Shared, limit: usize) -> Result<(), TableError> {
+    let now = shared.now();
+    let Side { tables, frontends, sweeper, .. } = side;
+    if sweeper.next(now).is_none_or(|due| due > now) {
+        return Ok(());
+    }
+    let with_affinity: BTreeSet<_> =
+        frontends.values().filter(|value| value.has_affinity()).map(|value| value.service).collect();
+    sweeper.sweep(&mut tables.affinity, &mut shared.counts, limit, now, |id| with_affinity.contains(&id))
+}

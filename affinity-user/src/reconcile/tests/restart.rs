@@ -1,0 +1,128 @@
+//! A daemon that takes over from another.
+
+use affinity_common::{
+    abi::{
+        backends::{Backend, BackendKey},
+        frontends::Frontend,
+    },
+    types::{BackendId, ServiceId},
+};
+
+use super::world::{SIZES, World, frontend, service};
+use crate::tables::Table;
+
+/// Everything with its ids, but for the datapath's maps.
+fn exactly(world: &World) -> Vec<String> {
+    crate::tables::dump::dump(&world.memory.tables()).unwrap()
+}
+
+#[test]
+fn ids_outlive_the_daemon_and_are_not_given_out_again() {
+    let mut world = World::new(&SIZES);
+    world.apply([service(1, [1, 2]), service(2, [1]).sticky(10)]);
+    world.reconciler.synced();
+    let before = exactly(&world);
+    world.restart();
+    world.apply([service(2, [1]).sticky(10), service(1, [1, 2])]);
+    world.reconciler.synced();
+    assert_eq!(exactly(&world), before);
+
+    let old = world.service_ids();
+    world.delete("s1");
+    world.delete("s2");
+    world.restart();
+    world.reconciler.synced();
+    world.apply([service(1, [1, 2])]);
+    let new = world.service_id("s1");
+    assert!(old.values().all(|id| *id < new), "{old:?} {new:?}");
+    let backends = world.memory.v4.backends.keys().unwrap();
+    assert_eq!(backends.iter().map(|key| key.backend.id).collect::<Vec<_>>(), [4, 5]);
+}
+
+#[test]
+fn nothing_is_taken_out_before_every_source_has_synced() {
+    let mut world = World::new(&SIZES);
+    world.apply([service(1, [1, 2]), service(2, [1]), service(4, [1])]);
+    world.reconciler.synced();
+    let before = world.meaning();
+
+    world.restart();
+    let report = world.apply([service(1, [1]), service(3, [1]), service(4, [1, 2])]);
+    assert_eq!(report.waiting.len(), 1);
+    assert_eq!(report.programmed.len(), 2, "one that is new, and one that only grows");
+    let report = world.delete("s4");
+    assert_eq!(report.waiting.len(), 1);
+    let now = world.meaning();
+    for line in before.iter().filter(|line| line.contains("s1") || line.contains("s2")) {
+        assert!(now.contains(line), "{line}");
+    }
+    assert_eq!(world.reconciler.next_sweep(), None);
+    world.reconciler.audit().unwrap();
+    assert_eq!(world.meaning(), now);
+
+    world.reconciler.synced();
+    let mut fresh = World::new(&SIZES);
+    fresh.apply([service(1, [1]), service(3, [1])]);
+    assert_eq!(world.meaning(), fresh.meaning());
+}
+
+#[test]
+fn of_two_ids_for_one_service_port_the_one_with_frontends_is_trusted() {
+    let mut world = World::unwatched(&SIZES);
+    world.apply([service(1, [1]), service(2, [])]);
+    let (first, second) = (world.service_id("s1"), world.service_id("s2"));
+    let mut services = world.memory.services.clone();
+    let one = services.get(&first).unwrap().unwrap();
+    services.insert(&second, &one).unwrap();
+    services.insert(&ServiceId { id: 20 }, &one).unwrap();
+    services.insert(&ServiceId { id: 30 }, &bytemuck::Zeroable::zeroed()).unwrap();
+    world.memory.v4.frontends.remove(&frontend(1)).unwrap();
+
+    world.restart();
+    assert_eq!(world.apply([service(1, [1])]).waiting.len(), 1, "it had a frontend, which is to go");
+    world.reconciler.synced();
+    assert_eq!(world.memory.v4.frontends.get(&frontend(1)).unwrap().unwrap().service, second);
+    assert_eq!(world.service_ids().into_values().collect::<Vec<_>>(), [second]);
+    world.apply([service(3, [])]);
+    assert_eq!(world.service_id("s3"), ServiceId { id: 31 }, "beyond all that were found");
+}
+
+#[test]
+fn of_two_ids_for_one_backend_the_one_in_the_slots_is_trusted() {
+    let mut world = World::new(&SIZES);
+    world.apply([service(1, [1])]);
+    let (key, row) = world.memory.v4.backends.entries().unwrap()[0];
+    for (id, service) in [(0, key.service), (9, key.service), (5, ServiceId { id: 40 })] {
+        world.memory.v4.backends.insert(&BackendKey { service, backend: BackendId { id } }, &row).unwrap();
+    }
+    world.restart();
+    world.apply([service(1, [1])]);
+    assert_eq!(world.memory.v4.backends.len().unwrap(), 4);
+    world.reconciler.synced();
+    assert_eq!(world.memory.v4.backends.entries().unwrap(), [(key, row)]);
+    world.apply([service(1, [1, 2])]);
+    assert!(world.memory.v4.backends.keys().unwrap().iter().any(|key| key.backend.id == 10));
+}
+
+#[test]
+fn what_is_not_understood_is_taken_out_after_the_sync() {
+    let mut world = World::unwatched(&SIZES);
+    let value = Frontend { service: ServiceId { id: 50 }, first_slot: 8_000, slot_count: 1_000, ..Frontend::default() };
+    world.memory.v4.frontends.insert(&frontend(7), &value).unwrap();
+    let overlapping = Frontend { service: ServiceId { id: 51 }, first_slot: 3, slot_count: 10, ..value };
+    world.memory.v4.frontends.insert(&frontend(8), &overlapping).unwrap();
+    let overlapping = Frontend { service: ServiceId { id: 52 }, first_slot: 5, ..overlapping };
+    world.memory.v4.frontends.insert(&frontend(9), &overlapping).unwrap();
+    let key = BackendKey { service: ServiceId { id: 60 }, backend: BackendId { id: 70 } };
+    world.memory.v4.backends.insert(&key, &Backend::default()).unwrap();
+    world.memory.backend_stats.insert(&key, &bytemuck::Zeroable::zeroed()).unwrap();
+
+    world.restart();
+    world.apply([service(1, [1, 2]).sticky(10)]);
+    assert_eq!(world.memory.v4.frontends.len().unwrap(), 4);
+    world.reconciler.synced();
+    let mut fresh = World::new(&SIZES);
+    fresh.apply([service(1, [1, 2]).sticky(10)]);
+    assert_eq!(world.meaning(), fresh.meaning());
+    assert_eq!((world.service_id("s1").id, world.problems().len()), (61, 0));
+}

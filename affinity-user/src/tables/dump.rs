@@ -1,0 +1,252 @@
+//! Every entry of every map as a line of text, in a stable order: for people who look for a fault, and for tests.
+//!
+//! A line is the map's name, the key, and the value as `field=value`. Elements of arrays that are zero are left out.
+
+use std::{fmt::Display, net::SocketAddr};
+
+use affinity_common::{
+    abi::{
+        affinity::{Affinity, AffinityKey},
+        backend_names::BackendName,
+        backend_stats::BackendStats,
+        backends::{Backend, BackendKey},
+        config::Config,
+        conntrack::{Conntrack, ConntrackKey, FORWARD},
+        counters::Counter,
+        frontends::{Frontend, FrontendKey},
+        ids::NextIds,
+        services::ServicePortName,
+        slots::Slot,
+    },
+    family::Family,
+    types::{Port, ServiceId},
+};
+
+use super::{FamilyTables, SharedTables, Table, TableError, Tables, names};
+
+/// The lines of all maps.
+pub fn dump(tables: &Tables) -> Result<Vec<String>, TableError> {
+    let mut lines = family(&tables.v4)?;
+    if let Some(v6) = &tables.v6 {
+        lines.extend(family(v6)?);
+    }
+    lines.extend(shared(&tables.shared)?);
+    Ok(lines)
+}
+
+/// The lines of a family's maps.
+pub fn family<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<String>, TableError> {
+    let mut lines = table(&*tables.frontends)?;
+    lines.extend(table(&*tables.backends)?);
+    lines.extend(table(&*tables.affinity)?);
+    lines.extend(table(&*tables.conntrack)?);
+    Ok(lines)
+}
+
+/// The lines of the maps that the families share.
+pub fn shared(tables: &SharedTables) -> Result<Vec<String>, TableError> {
+    let mut lines = table(&*tables.slots)?;
+    lines.extend(table(&*tables.services)?);
+    lines.extend(table(&*tables.backend_names)?);
+    lines.extend(table(&*tables.backend_stats)?);
+    lines.extend(table(&*tables.ids)?);
+    lines.extend(table(&*tables.config)?);
+    lines.extend(table(&*tables.counters)?);
+    Ok(lines)
+}
+
+/// The lines of one map.
+pub fn table<K: Key, V: Value>(table: &dyn Table<K, V>) -> Result<Vec<String>, TableError> {
+    let mut lines = Vec::new();
+    for (key, value) in table.entries()? {
+        if !V::IN_ARRAY || bytemuck::bytes_of(&value).iter().any(|&byte| byte != 0) {
+            lines.push(format!("{} {} {}", table.name(), key.text(), value.text()));
+        }
+    }
+    Ok(lines)
+}
+
+/// A key as text.
+pub trait Key {
+    /// The text.
+    fn text(&self) -> String;
+}
+
+/// A value as text.
+pub trait Value: bytemuck::Pod {
+    /// Whether its map is an array, which has elements that nobody wrote.
+    const IN_ARRAY: bool = false;
+
+    /// The text.
+    fn text(&self) -> String;
+}
+
+fn socket<F: Family>(addr: &F::Addr, port: Port) -> SocketAddr {
+    SocketAddr::new(F::to_ip(addr), port.get())
+}
+
+/// A name, or a dash where there is none.
+fn or_dash(name: Option<impl Display>) -> String {
+    name.map_or_else(|| "-".to_owned(), |name| name.to_string())
+}
+
+impl Key for u32 {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Key for ServiceId {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Key for BackendKey {
+    fn text(&self) -> String {
+        format!("{}/{}", self.service, self.backend)
+    }
+}
+
+impl<F: Family> Key for FrontendKey<F> {
+    fn text(&self) -> String {
+        format!("{}/{}", socket::<F>(&self.addr, self.port), self.proto)
+    }
+}
+
+impl<F: Family> Key for AffinityKey<F> {
+    fn text(&self) -> String {
+        format!("{} service={} scope={}", F::to_ip(&self.client), self.service, self.scope)
+    }
+}
+
+impl<F: Family> Key for ConntrackKey<F> {
+    fn text(&self) -> String {
+        let (client, peer) = (socket::<F>(&self.client, self.client_port), socket::<F>(&self.peer, self.peer_port));
+        let (from, to) = if self.direction == FORWARD { (client, peer) } else { (peer, client) };
+        format!("{from}->{to}/{}", self.proto)
+    }
+}
+
+impl Value for Frontend {
+    fn text(&self) -> String {
+        let Self { service, seed, first_slot, slot_count, timeout, scope } = self;
+        let timeout = timeout.secs;
+        format!("service={service} seed={seed:08x} slots={first_slot}+{slot_count} timeout={timeout} scope={scope}")
+    }
+}
+
+impl<F: Family> Value for Backend<F> {
+    fn text(&self) -> String {
+        format!("addr={} eligible={}", socket::<F>(&self.addr, self.port), u8::from(self.is_eligible()))
+    }
+}
+
+impl Value for Affinity {
+    fn text(&self) -> String {
+        format!("backend={} last_used={} since={}", self.backend, self.last_used.at, self.since.at)
+    }
+}
+
+impl<F: Family> Value for Conntrack<F> {
+    fn text(&self) -> String {
+        let Self { packets, service, backend, last_seen, due, port, seen, addr, .. } = self;
+        format!(
+            "to={} service={service} backend={backend} packets={packets} seen={seen} last_seen={} due={}",
+            socket::<F>(addr, *port),
+            last_seen.at,
+            due.at
+        )
+    }
+}
+
+impl Value for Slot {
+    const IN_ARRAY: bool = true;
+
+    fn text(&self) -> String {
+        format!("backend={}", self.backend)
+    }
+}
+
+impl Value for ServicePortName {
+    fn text(&self) -> String {
+        format!("name={}", or_dash(names::decode_service(self)))
+    }
+}
+
+impl Value for BackendName {
+    fn text(&self) -> String {
+        format!("name={}", or_dash(names::decode_backend(self)))
+    }
+}
+
+impl Value for BackendStats {
+    fn text(&self) -> String {
+        format!("connections={}", self.connections)
+    }
+}
+
+impl Value for NextIds {
+    const IN_ARRAY: bool = true;
+
+    fn text(&self) -> String {
+        format!("service={} backend={}", self.service, self.backend)
+    }
+}
+
+impl Value for Config {
+    const IN_ARRAY: bool = true;
+
+    fn text(&self) -> String {
+        format!("layout={} monitor_until={}", self.layout, self.monitor_until)
+    }
+}
+
+impl Value for Counter {
+    const IN_ARRAY: bool = true;
+
+    fn text(&self) -> String {
+        format!("packets={} bytes={}", self.packets, self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use affinity_common::{
+        abi::{backends::ELIGIBLE, conntrack::REVERSE},
+        family::{V4, V6},
+        types::{BackendId, Proto, Seconds},
+    };
+
+    use super::*;
+    use crate::tables::memory::MemoryTables;
+
+    #[test]
+    fn each_entry_is_a_line() {
+        let memory = MemoryTables::default();
+        let mut tables = memory.tables();
+        let service = ServiceId { id: 7 };
+        let key = FrontendKey::<V4>::new([10, 96, 0, 1], Port::new(80), Proto::TCP);
+        let frontend =
+            Frontend { service, seed: 0xabc, first_slot: 3, slot_count: 251, timeout: Seconds::new(10_800), scope: 0 };
+        tables.v4.frontends.insert(&key, &frontend).unwrap();
+        let key = BackendKey { service, backend: BackendId { id: 9 } };
+        let addr = "fd00::9".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        let backend = Backend::<V6> { addr, port: Port::new(8080), flags: ELIGIBLE, zero: 0 };
+        tables.v6.as_mut().unwrap().backends.insert(&key, &backend).unwrap();
+        let key = ConntrackKey::<V4>::reverse([10, 0, 0, 1], Port::new(1), [10, 0, 0, 2], Port::new(2), Proto::UDP);
+        assert_eq!(key.direction, REVERSE);
+        tables.v4.conntrack.insert(&key, &Conntrack { port: Port::new(80), ..Conntrack::default() }).unwrap();
+        tables.shared.slots.insert(&5, &Slot { backend: BackendId { id: 9 } }).unwrap();
+        assert_eq!(
+            dump(&tables).unwrap(),
+            [
+                "frontends_v4 10.96.0.1:80/TCP service=7 seed=00000abc slots=3+251 timeout=10800 scope=0",
+                "conntrack_v4 10.0.0.2:2->10.0.0.1:1/UDP to=0.0.0.0:80 service=0 backend=0 packets=0 seen=0 \
+                 last_seen=0 due=0",
+                "backends_v6 7/9 addr=[fd00::9]:8080 eligible=1",
+                "slots 5 backend=9",
+            ]
+        );
+    }
+}

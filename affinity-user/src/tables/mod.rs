@@ -1,0 +1,127 @@
+//! The datapath's maps as tables: one trait over BPF maps, maps in memory and maps that fail on demand.
+//!
+//! - [`Table`]: what can be done with one map.
+//! - [`Tables`]: all maps together, by address family.
+//! - [`bpf`]: the kernel's maps; [`memory`]: a stand-in for them; [`faulty`]: any of them with injected faults.
+//! - [`dump`]: every entry of every map as a line of text; [`names`]: the fixed-size texts in map values.
+
+pub mod bpf;
+pub mod dump;
+mod error;
+pub mod faulty;
+pub mod memory;
+pub mod names;
+
+use affinity_common::{
+    abi::{
+        affinity::{Affinity, AffinityKey},
+        backend_names::BackendName,
+        backend_stats::BackendStats,
+        backends::{Backend, BackendKey},
+        config::Config,
+        conntrack::{Conntrack, ConntrackKey},
+        counters::Counter,
+        frontends::{Frontend, FrontendKey},
+        ids::NextIds,
+        services::ServicePortName,
+        slots::Slot,
+    },
+    family::{Family, V4, V6},
+    types::ServiceId,
+};
+
+pub use self::error::{Operation, TableError};
+
+/// A map. In an array every key up to its capacity is there, and zero where nothing was written.
+pub trait Table<K, V>: Send {
+    /// The map's name, for errors.
+    fn name(&self) -> &str;
+
+    /// How many entries have room.
+    fn capacity(&self) -> usize;
+
+    /// The value of a key; `None` where it is not there.
+    fn get(&self, key: &K) -> Result<Option<V>, TableError>;
+
+    /// Adds an entry or replaces its value.
+    ///
+    /// # Errors
+    /// [`TableError::Full`] where a new key has no room.
+    fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError>;
+
+    /// Takes an entry out. In an array it becomes zero.
+    ///
+    /// # Errors
+    /// [`TableError::NotFound`] where it is not there.
+    fn remove(&mut self, key: &K) -> Result<(), TableError>;
+
+    /// Every key, in order. Of a map that others write to meanwhile, those that stay are in it, each once.
+    fn keys(&self) -> Result<Vec<K>, TableError>;
+
+    /// Every entry, in the order of the keys.
+    fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+        let mut entries = Vec::new();
+        for key in self.keys()? {
+            if let Some(value) = self.get(&key)? {
+                entries.push((key, value));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// How many entries there are.
+    fn len(&self) -> Result<usize, TableError> {
+        Ok(self.keys()?.len())
+    }
+
+    /// Whether there is no entry.
+    fn is_empty(&self) -> Result<bool, TableError> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// A table of any make.
+pub type BoxTable<K, V> = Box<dyn Table<K, V>>;
+
+/// The key of the one element of an array that has only that.
+pub const ONLY: u32 = 0;
+
+/// The maps of one address family.
+pub struct FamilyTables<F: Family> {
+    /// `frontends_*`
+    pub frontends: BoxTable<FrontendKey<F>, Frontend>,
+    /// `backends_*`
+    pub backends: BoxTable<BackendKey, Backend<F>>,
+    /// `affinity_*`
+    pub affinity: BoxTable<AffinityKey<F>, Affinity>,
+    /// `conntrack_*`
+    pub conntrack: BoxTable<ConntrackKey<F>, Conntrack<F>>,
+}
+
+/// The maps that the families share.
+pub struct SharedTables {
+    /// `slots`
+    pub slots: BoxTable<u32, Slot>,
+    /// `services`
+    pub services: BoxTable<ServiceId, ServicePortName>,
+    /// `backend_names`
+    pub backend_names: BoxTable<BackendKey, BackendName>,
+    /// `backend_stats`
+    pub backend_stats: BoxTable<BackendKey, BackendStats>,
+    /// `ids`
+    pub ids: BoxTable<u32, NextIds>,
+    /// `config`
+    pub config: BoxTable<u32, Config>,
+    /// `counters`, each the sum over all CPUs
+    pub counters: BoxTable<u32, Counter>,
+}
+
+/// All maps but the ring buffer.
+pub struct Tables {
+    /// IPv4's.
+    pub v4: FamilyTables<V4>,
+    /// IPv6's, where the datapath has them.
+    pub v6: Option<FamilyTables<V6>>,
+    /// Those of both.
+    pub shared: SharedTables,
+}

@@ -1,0 +1,93 @@
+//! Backends: which pods receive traffic.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use affinity_common::abi::backends::BackendKey;
+use affinity_common::abi::conntrack::FORWARD;
+use affinity_common::family::V4;
+use serde::Serialize;
+
+use super::{Snapshot, socket};
+
+/// A backend of a service port.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BackendRow {
+    /// `namespace/name`.
+    pub service: String,
+    /// The port's name; empty where it has none.
+    pub port_name: String,
+    /// Its id.
+    pub id: u32,
+    /// The pod's name, where it is known.
+    pub pod: Option<String>,
+    /// Address and port.
+    pub address: SocketAddr,
+    /// `eligible`, or `draining`: it keeps its flows and gets no new ones.
+    pub state: &'static str,
+    /// Its share of the service's slots, from 0 to 1: of first choices.
+    pub share: f64,
+    /// New connections that it was given.
+    pub connections: u64,
+    /// Clients that are kept on it at the moment.
+    pub live_sessions: usize,
+    /// Connections that are in conntrack.
+    pub flows: usize,
+    /// Packets from clients of those.
+    pub packets: u64,
+}
+
+/// Every backend, by service and address.
+pub fn backends(snapshot: &Snapshot) -> Vec<BackendRow> {
+    let mut rows: BTreeMap<BackendKey, BackendRow> = BTreeMap::new();
+    for (key, backend) in &snapshot.names.backends {
+        rows.insert(
+            *key,
+            BackendRow {
+                service: snapshot.names.service(key.service),
+                port_name: snapshot.names.port(key.service),
+                id: key.backend.id,
+                pod: snapshot.names.pod(key.service, key.backend),
+                address: socket::<V4>(&backend.addr, backend.port),
+                state: if backend.is_eligible() { "eligible" } else { "draining" },
+                share: 0.0,
+                connections: snapshot.stats.get(key).map_or(0, |stats| stats.connections),
+                live_sessions: 0,
+                flows: 0,
+                packets: 0,
+            },
+        );
+    }
+    let mut counted = std::collections::BTreeSet::new();
+    for (_, frontend) in &snapshot.frontends {
+        // Several frontends of a service port share its slots.
+        if !counted.insert((frontend.service, frontend.first_slot)) {
+            continue;
+        }
+        for index in frontend.first_slot..frontend.first_slot.saturating_add(frontend.slot_count) {
+            let Some(backend) = snapshot.slots.get(&index) else { continue };
+            if let Some(row) = rows.get_mut(&BackendKey { service: frontend.service, backend: *backend }) {
+                row.share += 1.0 / f64::from(frontend.slot_count);
+            }
+        }
+    }
+    for (key, entry) in &snapshot.affinity {
+        let row = rows.get_mut(&BackendKey { service: key.service, backend: entry.backend });
+        if let (Some(row), Some(timeout)) = (row, snapshot.timeout(key.service)) {
+            row.live_sessions += usize::from(entry.pair().is_live(timeout, snapshot.now));
+        }
+    }
+    for (key, entry) in &snapshot.conntrack {
+        let row = rows.get_mut(&BackendKey { service: entry.service, backend: entry.backend });
+        if let Some(row) = row
+            && key.direction == FORWARD
+            && !entry.has_expired(key.proto, snapshot.now.ticks())
+        {
+            row.flows += 1;
+            row.packets += u64::from(entry.packets);
+        }
+    }
+    let mut rows: Vec<_> = rows.into_values().collect();
+    rows.sort_by(|a, b| (&a.service, &a.port_name, a.address).cmp(&(&b.service, &b.port_name, b.address)));
+    rows
+}

@@ -1,0 +1,26 @@
+//! What people and programs read: rows made from what the maps hold. [`Snapshot`] reads the maps once; everything else is
+//! pure.
+
+mod backends;
+mod connections;
+mod counters;
+mod services;
+mod sessions;
+mod snapshot;
+
+use std::net::SocketAddr;
+
+use affinity_common::family::Family;
+use affinity_common::types::Port;
+
+pub use backends::{BackendRow, backends};
+pub use connections::{ConnectionRow, connections};
+pub use counters::{CounterRow, MapRow, counters, maps};
+pub use services::{ServiceRow, services};
+pub use sessions::{SessionRow, sessions};
+pub use snapshot::{Names, Snapshot, SnapshotError, now, open, read_names};
+
+/// An address and port as the standard library has them.
+pub(crate) fn socket<F: Family>(addr: &F::Addr, port: Port) -> SocketAddr {
+    SocketAddr::new(F::to_ip(addr), port.get())
+}
