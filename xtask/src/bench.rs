@@ -9,9 +9,10 @@ use crate::{
     machine, process, suites,
 };
 
-/// Build, then measure the nanoseconds that a packet costs (needs root: asks sudo)
+/// Build, then measure the nanoseconds that a packet costs
 ///
-/// Interleaved rounds beside an empty and a parse-only program, with 1, 1,000 and 20,000 services: median and spread.
+/// Interleaved rounds beside an empty and a parse-only program, with 1, 1,000 and 20,000 services: median and spread. Needs
+/// root, and asks sudo for it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --json bench.json")]
 pub struct Args {

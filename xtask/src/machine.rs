@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::Command,
     sync::Once,
@@ -44,7 +45,7 @@ pub fn as_root(command: Command) -> Result<Command> {
     Ok(elevated)
 }
 
-fn assignment(name: impl AsRef<std::ffi::OsStr>, value: &std::ffi::OsStr) -> std::ffi::OsString {
+fn assignment(name: impl AsRef<OsStr>, value: &OsStr) -> OsString {
     let mut assignment = name.as_ref().to_owned();
     assignment.push("=");
     assignment.push(value);
@@ -63,14 +64,24 @@ pub fn apt_install(packages: &[&str]) -> Result<()> {
         bail!("no apt-get to install {} with: install what provides them on this system", packages.join(" "));
     }
     say::progress("Installing", &format!("Debian packages {}", packages.join(" ")));
+    ask_for_root().with_context(|| format!("type as root `apt-get install {}`", packages.join(" ")))?;
     let mut lists = Ok(());
     UPDATED.call_once(|| lists = apt(&["update"], "apt-get update"));
     if let Err(error) = lists {
         // An unreachable list need not hold what we look for, and old lists may do.
         say::warning(&format!("{error:#}"));
     }
-    let arguments = [&["install", "-y", "--no-install-recommends"], packages].concat();
-    apt(&arguments, "apt-get install").with_context(|| format!("Debian packages {}", packages.join(" ")))
+    apt(&[&["install", "-y", "--no-install-recommends"], packages].concat(), "apt-get install")
+}
+
+/// Has sudo ask for its password now, rather than behind a spinner.
+fn ask_for_root() -> Result<()> {
+    if Uid::effective().is_root() {
+        return Ok(());
+    }
+    let mut sudo = Command::new(find_program("sudo").context("this needs root and there is no sudo")?);
+    sudo.arg("-v");
+    process::run(sudo)
 }
 
 fn apt(arguments: &[&str], what: &str) -> Result<()> {

@@ -9,10 +9,10 @@ use crate::{
     machine, process, suites,
 };
 
-/// Build, then show clients keep their pods, live, in network namespaces (needs root: asks sudo)
+/// Build, then show live how clients keep their pods, in network namespaces
 ///
 /// Three clients, five pods and a node that routes between them, all in namespaces that go when it ends; the machine's own
-/// interfaces are left alone. With --kubeconfig the daemon runs on this machine against a cluster instead.
+/// interfaces are left alone. With --kubeconfig the daemon runs on this machine against a cluster instead. Needs root, and asks sudo for it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask run           # live, until Ctrl-C\n  \
                         cargo xtask run --once    # the whole tour; exits 0 only if every expectation held\n  \

@@ -19,7 +19,7 @@ use crate::{
     suites, toolchain, workspace,
 };
 
-/// Run every check and test; install what they need (asks sudo for what needs root)
+/// Run every check and test; install what they need
 ///
 /// The steps: fmt, build, clippy, clippy-bpf, deny, common, user, harness, xtask, the suites of tests/tests (each by its
 /// file's name) and demo. The API tests run the kube-apiserver and etcd of `KUBEBUILDER_ASSETS`, or build them once, which
