@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{IsTerminal as _, stderr},
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     process::Command,
     sync::{
         Arc,
@@ -63,7 +63,9 @@ impl Assets {
 }
 
 fn find_or_build() -> Result<Assets> {
-    if let Some(directory) = env::var_os(VARIABLE).map(PathBuf::from) {
+    if let Some(directory) = env::var_os(VARIABLE) {
+        // The suites run in a directory of their own.
+        let directory = path::absolute(directory).context(VARIABLE)?;
         if let Some(missing) = missing(&directory) {
             bail!("{VARIABLE} is {}, which has no {missing}", directory.display());
         }

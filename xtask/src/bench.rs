@@ -26,8 +26,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn verb(args: Args) -> Result<()> {
-    let daemon = build::daemon(Profile::Release)?;
-    let bench = build::binary("affinity-tests", "bench", Profile::Release)?;
+    let (daemon, bench) = build::daemon_and("bench", Profile::Release)?;
     let mut command = suites::command(&bench, &daemon);
     if let Some(json) = args.json {
         let json = std::path::absolute(&json).with_context(|| json.display().to_string())?;

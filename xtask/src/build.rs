@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
 use anyhow::{Context as _, Result};
@@ -33,6 +32,8 @@ pub fn verb(args: &Args) -> Result<()> {
     Ok(())
 }
 
+const DAEMON: (&str, &str) = ("affinity-user", "affinity");
+
 /// How user space is compiled.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Profile {
@@ -55,7 +56,16 @@ impl Profile {
 /// Compiles the object and then the `affinity` binary; returns where that is.
 pub fn daemon(profile: Profile) -> Result<PathBuf> {
     object()?;
-    binary("affinity-user", "affinity", profile)
+    let [daemon] = binaries([DAEMON], profile)?;
+    Ok(daemon)
+}
+
+/// Compiles the object, then the `affinity` binary and one of the `tests` crate; returns where they are. By one call of
+/// cargo: it compiles what both depend on once, with the features that both want.
+pub fn daemon_and(name: &str, profile: Profile) -> Result<(PathBuf, PathBuf)> {
+    object()?;
+    let [daemon, other] = binaries([DAEMON, ("affinity-tests", name)], profile)?;
+    Ok((daemon, other))
 }
 
 /// Compiles the datapath to `target/bpf/affinity.o`. The file is touched only where its content changes, so that nothing
@@ -67,14 +77,20 @@ pub fn object() -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Compiles a binary for this machine and returns where it is.
-pub fn binary(package: &str, name: &str, profile: Profile) -> Result<PathBuf> {
+/// Compiles binaries (package, name) for this machine and returns where they are.
+pub fn binaries<const N: usize>(wanted: [(&str, &str); N], profile: Profile) -> Result<[PathBuf; N]> {
     let mut cargo = cargo::host();
-    cargo.args(["build", "--package", package, "--bin", name, "--profile", profile.name()]);
-    cargo.args(["--message-format", "json-render-diagnostics"]).stdin(Stdio::null());
+    cargo.args(["build", "--profile", profile.name(), "--message-format", "json-render-diagnostics"]);
+    for (package, name) in wanted {
+        cargo.args(["--package", package, "--bin", name]);
+    }
     let built = artifacts::executables(&process::capture(cargo)?);
-    let found = built.into_iter().find(|executable| executable.name == name);
-    found.map(|executable| executable.path).with_context(|| format!("{package} has no binary `{name}`"))
+    let mut paths = [const { PathBuf::new() }; N];
+    for (path, (package, name)) in paths.iter_mut().zip(wanted) {
+        let found = built.iter().find(|executable| executable.name == name);
+        path.clone_from(&found.with_context(|| format!("{package} has no binary `{name}`"))?.path);
+    }
+    Ok(paths)
 }
 
 fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {

@@ -13,13 +13,21 @@ use nix::unistd::{AccessFlags, Uid, access};
 
 use crate::{process, say};
 
-/// The program's path, in `PATH` or where administrators' programs are (not in everybody's `PATH`).
-pub fn find_program(name: &str) -> Option<PathBuf> {
+/// The directories of `PATH`, and those of administrators' programs, which are not in everybody's.
+pub fn search_path() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|program| is_executable(program))
+    let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
+    for directory in ["/usr/sbin", "/sbin"].map(PathBuf::from) {
+        if !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    directories
+}
+
+/// The program's path, in [`search_path`].
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    search_path().into_iter().map(|directory| directory.join(name)).find(|program| is_executable(program))
 }
 
 /// Whether the path is a file that we may execute.

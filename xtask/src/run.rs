@@ -1,6 +1,6 @@
 //! `cargo xtask run`: the demonstration in network namespaces, or the daemon against a cluster.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 
@@ -31,14 +31,13 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn verb(args: Args) -> Result<()> {
-    let daemon = build::daemon(Profile::Release)?;
     let mut command = if let Some(kubeconfig) = args.kubeconfig {
         let kubeconfig = kubeconfig.canonicalize().with_context(|| kubeconfig.display().to_string())?;
-        let mut command = std::process::Command::new(daemon);
+        let mut command = Command::new(build::daemon(Profile::Release)?);
         command.arg("run").arg("--kubeconfig").arg(kubeconfig);
         command
     } else {
-        let demo = build::binary("affinity-tests", "demo", Profile::Release)?;
+        let (daemon, demo) = build::daemon_and("demo", Profile::Release)?;
         let mut command = suites::command(&demo, &daemon);
         command.args(args.once.then_some("--once"));
         command

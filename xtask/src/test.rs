@@ -145,7 +145,7 @@ impl Run {
                 counted(machine::as_root(suite)?)?
             }
             Action::Demo => {
-                let demo = build::binary("affinity-tests", "demo", Profile::Debug)?;
+                let [demo] = build::binaries([("affinity-tests", "demo")], Profile::Debug)?;
                 let mut tour = suites::command(&demo, self.daemon()?);
                 tour.arg("--once");
                 Ended::Whole(process::run(machine::as_root(tour)?))
