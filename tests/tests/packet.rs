@@ -386,6 +386,13 @@ fn no_backend_and_a_collision_are_dropped_and_counted() -> Result<()> {
     let run = ingress(&programs, &syn(CLIENT, "10.96.0.32:80"))?;
     assert_eq!((run.action, run.reason), (DROP, Reason::Collision));
     reply(&programs, &Packet::tcp(&*backend, CLIENT).flags(Tcp::SYN_ACK), "10.96.0.31:80")?;
+    // Once it is over, its place is free: by a half-closed connection it is not.
+    let fin = Tcp::FIN | Tcp::ACK;
+    send(&programs, &Packet::tcp(CLIENT, "10.96.0.31:80").flags(fin), Reason::Established)?;
+    assert_eq!(ingress(&programs, &syn(CLIENT, "10.96.0.32:80"))?.reason, Reason::Collision);
+    reply(&programs, &Packet::tcp(&*backend, CLIENT).flags(fin), "10.96.0.31:80")?;
+    assert_eq!(send(&programs, &syn(CLIENT, "10.96.0.32:80"), Reason::AffinityHit)?, backend);
+    reply(&programs, &Packet::tcp(&*backend, CLIENT).flags(Tcp::SYN_ACK), "10.96.0.32:80")?;
     Ok(())
 }
 

@@ -84,6 +84,13 @@ impl<F: Family> Conntrack<F> {
     pub fn has_expired(&self, proto: Proto, now: Ticks) -> bool {
         self.last_seen.until(now) >= lifetime(proto, self.seen).ticks()
     }
+
+    /// Whether both sides have closed it, or one has reset it: what may still come is of no weight, and a new
+    /// connection may have its place, as in `nf_conntrack`.
+    #[inline(always)]
+    pub const fn is_over(&self) -> bool {
+        self.seen & RESET != 0 || self.seen & (CLIENT_FIN | BACKEND_FIN) == CLIENT_FIN | BACKEND_FIN
+    }
 }
 
 /// How long a connection may be silent before it counts as gone: `nf_conntrack`'s defaults, but for an established

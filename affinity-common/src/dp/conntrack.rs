@@ -209,7 +209,7 @@ fn claim_reverse<F: Family, E: Env<F>>(
             entry.set_last_seen(now.ticks());
             return Ok(());
         }
-        if !leads_to(&held, key) && !held.has_expired(key.proto, now.ticks()) {
+        if !leads_to(&held, key) && !(opens && held.is_over()) && !held.has_expired(key.proto, now.ticks()) {
             return Err(Reason::Collision);
         }
         return env.conntrack_replace(&way, &reverse).map_err(|_| Reason::ConntrackRefused);
