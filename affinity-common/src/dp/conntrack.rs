@@ -209,7 +209,8 @@ fn claim_reverse<F: Family, E: Env<F>>(
             entry.set_last_seen(now.ticks());
             return Ok(());
         }
-        if !leads_to(&held, key) && !(opens && held.is_over()) && !held.has_expired(key.proto, now.ticks()) {
+        let is_free = held.has_expired(key.proto, now.ticks()) || opens && held.is_over();
+        if !leads_to(&held, key) && !is_free {
             return Err(Reason::Collision);
         }
         return env.conntrack_replace(&way, &reverse).map_err(|_| Reason::ConntrackRefused);

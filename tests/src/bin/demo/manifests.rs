@@ -1,0 +1,45 @@
+//! The Kubernetes objects of the demonstration, as the YAML that a person would write.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+/// The service that keeps its clients.
+pub const STICKY: &str = "orders";
+/// The service that spreads them.
+pub const SPREAD: &str = "catalog";
+
+/// A service of the demonstration.
+pub fn service(name: &str, address: IpAddr, timeout: Option<u32>) -> String {
+    let affinity = match timeout {
+        Some(seconds) => format!(
+            "  sessionAffinity: ClientIP\n  sessionAffinityConfig:\n    clientIP:\n      timeoutSeconds: {seconds}\n"
+        ),
+        None => "  sessionAffinity: None\n".to_owned(),
+    };
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  \
+         clusterIP: {address}\n  clusterIPs: [{address}]\n{affinity}  ports:\n  - name: http\n    port: 80\n    \
+         protocol: TCP\n    targetPort: 8080\n"
+    )
+}
+
+/// The `EndpointSlice` of a service: its pods by name and address, and whether each is ready.
+pub fn slice(service: &str, pods: &[(String, IpAddr, bool)]) -> String {
+    let mut yaml = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {service}-1\n  namespace: default\n  \
+         labels:\n    kubernetes.io/service-name: {service}\naddressType: IPv4\nports:\n- name: http\n  port: 8080\n  \
+         protocol: TCP\nendpoints:\n"
+    );
+    for (name, address, ready) in pods {
+        writeln!(
+            yaml,
+            "- addresses: [{address}]\n  conditions: {{ready: {ready}}}\n  targetRef: {{kind: Pod, name: {name}, namespace: default}}"
+        )
+        .expect("a string takes it");
+    }
+    if pods.is_empty() {
+        yaml.truncate(yaml.len() - "endpoints:\n".len());
+        yaml.push_str("endpoints: []\n");
+    }
+    yaml
+}

@@ -1,0 +1,174 @@
+//! The stage: the lab, the pods' servers, the daemon on a directory of YAML, and what can be done to them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use affinity_tests::daemon::{Daemon, DaemonOptions, SourceDir};
+use affinity_tests::topology::{Host, Lab, LabOptions};
+use affinity_tests::traffic::{Backend, ClientOptions, http_get};
+use affinity_tests::view::SessionRow;
+use anyhow::{Context as _, Result};
+
+use crate::manifests::{self, SPREAD, STICKY};
+
+const POD_PORT: u16 = 8080;
+/// How long the daemon may take to program a change.
+const APPLIED: Duration = Duration::from_secs(10);
+const STICKY_IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10));
+const SPREAD_IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 20));
+
+/// One of the two services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// The one that keeps its clients.
+    Sticky,
+    /// The one that spreads them.
+    Spread,
+}
+
+impl Service {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sticky => STICKY,
+            Self::Spread => SPREAD,
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        match self {
+            Self::Sticky => STICKY_IP,
+            Self::Spread => SPREAD_IP,
+        }
+    }
+}
+
+/// A pod of both services.
+struct Pod {
+    host: Host,
+    server: Backend,
+    ready: bool,
+}
+
+/// Everything that is set up.
+pub struct Stage {
+    // Dropped first: the daemon ends before what it is attached to.
+    daemon: Daemon,
+    pods: Vec<Pod>,
+    lab: Lab,
+    source: SourceDir,
+    timeout: u32,
+    sticky: bool,
+}
+
+impl Stage {
+    /// Sets it all up and waits until the daemon has programmed the services.
+    pub fn set(timeout: u32, attach: &str) -> Result<Self> {
+        eprintln!("setting up 3 clients, 5 pods and a node, in network namespaces of this process");
+        let lab = Lab::new(LabOptions::default())?;
+        let pods = lab
+            .backends
+            .iter()
+            .map(|host| {
+                let server = Backend::start(host, POD_PORT)?;
+                Ok(Pod { host: host.clone(), server, ready: true })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let source = SourceDir::new()?;
+        write_manifests(&source, &pods, Some(timeout))?;
+        eprintln!("starting the daemon on the YAML in {}", source.path().display());
+        let mut options = DaemonOptions::new(source.source()).arguments(["--attach", attach]);
+        options.interfaces = vec!["cli*".to_owned()];
+        let daemon = Daemon::start(&lab.node, options)?;
+        Ok(Self { daemon, pods, lab, source, timeout, sticky: true })
+    }
+
+    /// The names of the clients.
+    pub fn clients(&self) -> Vec<String> {
+        self.lab.clients.iter().map(|host| host.name.clone()).collect()
+    }
+
+    /// The address of a client.
+    pub fn client_ip(&self, client: usize) -> IpAddr {
+        self.lab.clients[client].ip()
+    }
+
+    /// The names of the pods, and whether each is ready.
+    pub fn pods(&self) -> Vec<(String, bool)> {
+        self.pods.iter().map(|pod| (pod.host.name.clone(), pod.ready)).collect()
+    }
+
+    /// The affinity timeout in seconds, where the sticky service has affinity at the moment.
+    pub fn affinity(&self) -> Option<u32> {
+        self.sticky.then_some(self.timeout)
+    }
+
+    /// The daemon's process id, in whose namespaces people can look around.
+    pub fn daemon_pid(&mut self) -> Option<u32> {
+        self.daemon.process().map(|process| process.pid())
+    }
+
+    /// Asks a service on behalf of a client, on a connection of its own; returns the pod's name.
+    pub fn ask(&self, client: usize, service: Service) -> Result<String> {
+        let server = SocketAddr::new(service.ip(), 80);
+        let options = ClientOptions::default().within(Duration::from_secs(2));
+        let answer = http_get(&self.lab.clients[client].netns, server, &options)
+            .with_context(|| format!("{} to {}", self.lab.clients[client].name, service.name()))?;
+        Ok(answer.backend)
+    }
+
+    /// Takes a pod away: its server ends, and the slices no longer name it.
+    pub fn take_away(&mut self, name: &str) -> Result<()> {
+        let pod = self.pods.iter_mut().find(|pod| pod.host.name == name).context("no such pod")?;
+        pod.ready = false;
+        pod.server.http.stop();
+        self.apply()
+    }
+
+    /// Brings a pod back.
+    pub fn bring_back(&mut self, name: &str) -> Result<()> {
+        let pod = self.pods.iter_mut().find(|pod| pod.host.name == name).context("no such pod")?;
+        pod.server = Backend::start(&pod.host, POD_PORT)?;
+        pod.ready = true;
+        self.apply()
+    }
+
+    /// Switches the sticky service between `ClientIP` and `None`.
+    pub fn set_sticky(&mut self, sticky: bool) -> Result<()> {
+        self.sticky = sticky;
+        self.apply()
+    }
+
+    /// The affinity entries, as `affinity session list -o json` has them.
+    pub fn sessions(&self) -> Result<Vec<SessionRow>> {
+        let mut sessions = self.daemon.cli().sessions()?;
+        sessions.retain(|row| row.service.ends_with(Service::Sticky.name()));
+        Ok(sessions)
+    }
+
+    /// Writes the manifests anew and waits until the daemon has programmed them.
+    fn apply(&mut self) -> Result<()> {
+        write_manifests(&self.source, &self.pods, self.affinity())?;
+        let ready = self.pods.iter().filter(|pod| pod.ready).count();
+        let timeout = self.affinity();
+        let cli = self.daemon.cli();
+        cli.wait_for_service(&format!("default/{}", Service::Sticky.name()), APPLIED, |row| {
+            row.is_some_and(|row| row.eligible == ready && row.affinity_timeout_seconds == timeout)
+        })?;
+        cli.wait_for_service(&format!("default/{}", Service::Spread.name()), APPLIED, |row| row.is_some_and(|row| row.eligible == ready))
+    }
+}
+
+fn write_manifests(source: &SourceDir, pods: &[Pod], timeout: Option<u32>) -> Result<()> {
+    let pods: Vec<_> =
+        pods.iter().filter(|pod| pod.ready).map(|pod| (pod.host.name.clone(), pod.host.ip(), true)).collect();
+    for (service, timeout) in [(Service::Sticky, timeout), (Service::Spread, None)] {
+        let yaml = format!(
+            "{}---\n{}",
+            manifests::service(service.name(), service.ip(), timeout),
+            manifests::slice(service.name(), &pods)
+        );
+        source.write_text(service.name(), &yaml)?;
+    }
+    Ok(())
+}
