@@ -126,7 +126,7 @@ mod tests {
         let mut runs = Runs::new(10);
         let first = runs.take(6, start).unwrap();
         runs.give_back(first, start);
-        let early = start + (REST - Duration::from_millis(1));
+        let early = start + Duration::from_millis(999);
         let refused = runs.take(6, early).unwrap_err();
         assert_eq!(refused.to_string(), "slots has no 6 free in a row (of 10): raise --map-size slots=N");
         assert_eq!(runs.take(4, early).unwrap(), Run { first: 6, count: 4 });
