@@ -13,6 +13,7 @@ mod problem;
 mod runs;
 mod shared;
 mod side;
+mod steps;
 mod sweep;
 #[cfg(test)]
 mod tests;
