@@ -289,7 +289,7 @@ impl Reconciler {
                     report.failed.push(subject);
                 }
                 (outcome, subject) => {
-                    self.problems.solved(&subject, now);
+                    self.problems.solved(&subject);
                     match (outcome, subject) {
                         (Outcome::Waits, Subject::ServicePort(name)) => report.waiting.push(name),
                         (_, Subject::ServicePort(name)) => report.programmed.push(name),

@@ -126,20 +126,14 @@ impl Problems {
     }
 
     /// It is programmed, or need not be any more.
-    pub fn solved(&mut self, subject: &Subject, now: Instant) {
-        if let Some(problem) = self.by_subject.remove(subject) {
-            let after = now.saturating_duration_since(problem.since);
-            tracing::info!(object = %subject, attempts = problem.attempts + 1, ?after, "programmed after all");
-        }
+    pub fn solved(&mut self, subject: &Subject) {
+        self.by_subject.remove(subject);
     }
 
     /// It failed once more.
     pub fn failed(&mut self, subject: Subject, error: ReconcileError, now: Instant) {
         let known = self.by_subject.get(&subject);
         let (since, attempts) = known.map_or((now, 1), |problem| (problem.since, problem.attempts.saturating_add(1)));
-        if known.is_none_or(|problem| problem.error != error) {
-            tracing::warn!(object = %subject, %error, "not programmed");
-        }
         let wait = FIRST_WAIT.saturating_mul(1 << (attempts - 1).min(16)).min(LONGEST_WAIT);
         self.by_subject.insert(subject.clone(), Problem { subject, error, since, attempts, retry_at: now + wait });
     }
@@ -177,7 +171,7 @@ mod tests {
         assert_eq!(waits[..3], [200, 400, 800].map(Duration::from_millis));
         assert_eq!(waits[39], LONGEST_WAIT);
         assert_eq!(problems.due(now + LONGEST_WAIT).collect::<Vec<_>>(), [&subject]);
-        problems.solved(&subject, now);
+        problems.solved(&subject);
         assert_eq!(problems.next_retry(), None);
     }
 }
