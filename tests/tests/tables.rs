@@ -1,0 +1,157 @@
+//! The kernel's maps as tables, and what the reconciler writes into them.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use affinity_common::abi::affinity::{Affinity, AffinityKey};
+use affinity_common::abi::counters::Counter;
+use affinity_common::abi::frontends::FrontendKey;
+use affinity_common::abi::slots::Slot;
+use affinity_common::types::{Port, Proto, Seconds};
+use affinity_tests::mountns::{BPFFS, MountNs};
+use affinity_tests::privilege::require_root;
+use affinity_user::loader::{Datapath, Options, Sizes};
+use affinity_user::model::{ServiceName, ServicePortName};
+use affinity_user::plan::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, ServicePlan};
+use affinity_user::reconcile::{Change, Reconciler};
+use affinity_user::tables::{TableError, bpf, dump};
+use anyhow::{Result, anyhow};
+
+/// Runs a test on pinned maps of its own, so small that they can be filled.
+fn on_maps(test: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
+    require_root();
+    MountNs::for_node()?.enter(|| {
+        let mut sizes = Sizes::default();
+        for (map, size) in [("frontends", 2), ("backends", 4), ("slots", 1024), ("affinity", 1)] {
+            sizes.set(map, size).map_err(|error| anyhow!(error))?;
+        }
+        let pin_dir = PathBuf::from(BPFFS).join("affinity");
+        let _datapath = Datapath::open(&Options { pin_dir: pin_dir.clone(), sizes, ..Options::default() })?;
+        test(&pin_dir)
+    })
+}
+
+fn open(pin_dir: &Path) -> Result<Reconciler> {
+    Ok(Reconciler::open(bpf::open_pinned(pin_dir)?, Box::new(Instant::now))?)
+}
+
+/// Everything but slots and the configuration.
+fn lines(pin_dir: &Path) -> Result<Vec<String>> {
+    let lines = dump::dump(&bpf::open_pinned(pin_dir)?)?;
+    Ok(lines.into_iter().filter(|line| !line.starts_with("slots") && !line.starts_with("config")).collect())
+}
+
+/// A service on 10.96.0.`n` with pods 10.244.`n`.x.
+fn service(n: u8, affinity: Option<u32>, pods: &[u8]) -> Change {
+    let name = ServiceName::new("default", format!("s{n}"));
+    let port = Port::new(8080);
+    let backend = |pod: &u8| BackendPlan {
+        addr: [10, 244, n, *pod],
+        port,
+        eligible: true,
+        target: Some(format!("pod-{pod}").into()),
+    };
+    let v4 = FamilyPlan {
+        frontends: vec![FrontendPlan { addr: [10, 96, 0, n], port: Port::new(80), proto: Proto::TCP }],
+        backends: pods.iter().map(backend).collect(),
+    };
+    Change::Apply(ServicePlan {
+        name: name.clone(),
+        ports: vec![PortPlan {
+            name: ServicePortName { service: name, port: "http".into(), proto: Proto::TCP },
+            seed: 0x5eed,
+            affinity: affinity.map(Seconds::new),
+            v4,
+            v6: FamilyPlan::default(),
+        }],
+    })
+}
+
+#[test]
+fn a_service_is_in_the_maps_and_the_next_daemon_finds_it() -> Result<()> {
+    on_maps(|pin_dir| {
+        let mut reconciler = open(pin_dir)?;
+        reconciler.synced();
+        let report = reconciler.reconcile([service(1, Some(60), &[1, 2])]);
+        assert!(report.failed.is_empty(), "{report:?}");
+        let expected = [
+            "frontends_v4 10.96.0.1:80/TCP service=1 seed=00005eed slots=0+251 timeout=60 scope=0",
+            "backends_v4 1/1 addr=10.244.1.1:8080 eligible=1",
+            "backends_v4 1/2 addr=10.244.1.2:8080 eligible=1",
+            "services 1 name=default/s1/http/TCP",
+            "backend_names 1/1 name=pod-1",
+            "backend_names 1/2 name=pod-2",
+            "backend_stats 1/1 connections=0",
+            "backend_stats 1/2 connections=0",
+            "ids 0 service=2 backend=3",
+        ];
+        assert_eq!(lines(pin_dir)?, expected);
+        assert!(reconciler.audit()?.differences.is_empty());
+
+        let mut next = open(pin_dir)?;
+        assert_eq!(next.reconcile([service(1, Some(60), &[1, 2])]).writes, 0);
+        assert_eq!(next.synced().writes, 0);
+        assert_eq!(lines(pin_dir)?, expected);
+
+        let mut last = open(pin_dir)?;
+        last.synced();
+        assert_eq!(lines(pin_dir)?, ["ids 0 service=2 backend=3"]);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_full_map_is_told_from_other_refusals() -> Result<()> {
+    on_maps(|pin_dir| {
+        let mut reconciler = open(pin_dir)?;
+        reconciler.synced();
+        reconciler.reconcile((1..=3).map(|n| service(n, None, &[1])));
+        let problems: Vec<_> = reconciler.problems().map(ToString::to_string).collect();
+        assert_eq!(problems, ["default/s3/http/TCP: frontends_v4 is full (2): raise --map-size frontends=N"]);
+        reconciler.reconcile([Change::Delete(ServiceName::new("default", "s1")), service(3, None, &[1])]);
+        assert_eq!(reconciler.problems().count(), 0);
+
+        let mut tables = bpf::open_pinned(pin_dir)?;
+        let slots = &mut tables.shared.slots;
+        assert_eq!(
+            slots.insert(&1024, &Slot::default()),
+            Err(TableError::Full { map: "slots".into(), capacity: 1024 })
+        );
+        assert_eq!(slots.get(&1024)?, None);
+        let absent = tables.v4.frontends.remove(&FrontendKey::default());
+        assert_eq!(absent, Err(TableError::NotFound { map: "frontends_v4".into() }));
+        let missing = bpf::open_pinned(Path::new("/sys/fs/bpf/none")).err().expect("nothing is there");
+        assert!(missing.is_missing(), "{missing}");
+        Ok(())
+    })
+}
+
+#[test]
+fn affinity_entries_and_counters_are_read_and_taken_out() -> Result<()> {
+    on_maps(|pin_dir| {
+        let mut tables = bpf::open_pinned(pin_dir)?;
+        let counter = Counter { packets: 3, bytes: 4 };
+        tables.shared.counters.insert(&1, &counter)?;
+        assert_eq!(tables.shared.counters.get(&1)?, Some(counter));
+        tables.shared.counters.remove(&1)?;
+        assert_eq!(tables.shared.counters.get(&1)?, Some(Counter::default()));
+
+        let mut reconciler = open(pin_dir)?;
+        reconciler.synced();
+        reconciler.reconcile([service(1, Some(60), &[1]), service(2, Some(60), &[1])]);
+        let ids: Vec<_> = tables.shared.services.keys()?;
+        for (client, service) in (0..100).zip(ids.iter().cycle()) {
+            tables.v4.affinity.insert(&AffinityKey::new([10, 0, 0, client], *service, 0), &Affinity::default())?;
+        }
+        assert_eq!(tables.v4.affinity.len()?, 100);
+        reconciler.reconcile([service(1, None, &[1])]);
+        while let Some(due) = reconciler.next_sweep() {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            reconciler.sweep_affinity(7)?;
+        }
+        let left = tables.v4.affinity.keys()?;
+        assert_eq!(left.len(), 50);
+        assert!(left.iter().all(|key| key.service == ids[1]));
+        Ok(())
+    })
+}
