@@ -24,7 +24,7 @@ use nix::time::{ClockId, clock_gettime};
 /// A map's key or value for aya.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Plain<T>(T);
+pub struct Plain<T>(pub T);
 
 // SAFETY: a transparent wrapper of a type that is plain memory.
 unsafe impl<T: Pod> aya::Pod for Plain<T> {}

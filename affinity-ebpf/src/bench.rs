@@ -1,0 +1,170 @@
+//! The datapath's pipelines for measuring: `BPF_PROG_TEST_RUN` runs a program over and over on one packet, so a wrapper
+//! makes the packet anew before each run. What a pipeline costs is its program's time less that of [`bench_restore`].
+//!
+//! A first packet is one only where its connection is not known yet. Either each run has another source, and meets
+//! table rows that no cache holds, as on a busy node; or the wrapper of [`bench_first`] forgets the connection of the
+//! run before, and the program's own stop watch leaves that out.
+//!
+//! The frame brings what the wrapper needs in its payload, so that it needs no map: see [`restore`].
+#![no_std]
+#![no_main]
+#![expect(missing_docs, reason = "the macros of aya make public functions beside the documented ones")]
+#![feature(asm_experimental_arch)]
+
+mod env;
+mod maps;
+mod object;
+mod pipeline;
+mod skb;
+mod wire;
+
+use affinity_common::{
+    abi::{affinity::AffinityKey, conntrack::ConntrackKey, frontends::FrontendKey},
+    dp::{
+        ConntrackEntry as _, Env,
+        parse::{self, Parse as _},
+    },
+    family::{Family, V4},
+};
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::classifier, programs::TcContext};
+
+use crate::{
+    env::Kernel,
+    maps::Maps as _,
+    pipeline::NEXT,
+    skb::Skb,
+    wire::{load_u16, load_u32, load_u64, store_u16, store_u32, store_u64},
+};
+
+/// What calling a program costs.
+#[classifier]
+pub fn bench_empty(_ctx: TcContext) -> i32 {
+    NEXT
+}
+
+/// What reading the headers costs.
+#[classifier]
+pub fn bench_parse(ctx: TcContext) -> i32 {
+    let packet = Skb::new(ctx);
+    if parse::ethertype(&packet) != Some(V4::ETHERTYPE) {
+        return NEXT;
+    }
+    // The result depends on every field, so that none is left out.
+    V4::parse(&packet).map_or(NEXT, |h| {
+        let ports = i32::from(h.src_port.get() ^ h.dst_port.get());
+        i32::from_ne_bytes(h.src) ^ i32::from_ne_bytes(h.dst) ^ ports ^ i32::from(h.flags) ^ i32::from(h.proto.number)
+    })
+}
+
+/// What the wrapper costs.
+#[classifier]
+pub fn bench_restore(ctx: TcContext) -> i32 {
+    restore(&ctx);
+    NEXT
+}
+
+/// The wrapper and the ingress pipeline.
+#[classifier]
+pub fn bench_ingress(ctx: TcContext) -> i32 {
+    restore(&ctx);
+    pipeline::ingress(ctx)
+}
+
+/// The wrapper and the egress pipeline.
+#[classifier]
+pub fn bench_egress(ctx: TcContext) -> i32 {
+    restore(&ctx);
+    pipeline::egress(ctx)
+}
+
+/// The ingress pipeline by the stop watch, on the first packet of a connection that was forgotten before.
+#[classifier]
+pub fn bench_first(ctx: TcContext) -> i32 {
+    restore(&ctx);
+    forget(&ctx, false);
+    timed(ctx, pipeline::ingress)
+}
+
+/// The same, where the client was forgotten too.
+#[classifier]
+pub fn bench_first_new(ctx: TcContext) -> i32 {
+    restore(&ctx);
+    forget(&ctx, true);
+    timed(ctx, pipeline::ingress)
+}
+
+/// The stop watch with nothing to time.
+#[classifier]
+pub fn bench_watch(ctx: TcContext) -> i32 {
+    restore(&ctx);
+    timed(ctx, |_| NEXT)
+}
+
+const IP: usize = 14;
+const TRANSPORT: usize = IP + 20;
+const PAYLOAD: usize = TRANSPORT + 20;
+const END: usize = PAYLOAD + 36;
+
+/// Makes the packet's addresses, ports and checksums what its payload says, and steps its source.
+///
+/// Behind Ethernet, an IPv4 header of 20 bytes and 20 more bytes (all of a TCP header), the frame carries, without
+/// alignment:
+///
+/// | bytes | what | order |
+/// |---|---|---|
+/// | 8 | the source: address * 2^16 + port | the machine's |
+/// | 8 | what is added to the source for each run: 0, 1 (another port) or 2^16 (another address) | the machine's |
+/// | 4, 2 | the destination: address, port | the wire's |
+/// | 2 | the IPv4 header's checksum | the wire's |
+/// | 2, 2 | the words that the checksums of UDP and of TCP lie in | the wire's |
+/// | 8 | nanoseconds of all runs by the stop watch | the machine's |
+#[inline(always)]
+fn restore(ctx: &TcContext) {
+    let frame = ctx.data();
+    if frame + END > ctx.data_end() {
+        return;
+    }
+    let source = load_u64(frame + PAYLOAD).wrapping_add(load_u64(frame + PAYLOAD + 8));
+    store_u64(frame + PAYLOAD, source);
+    let destination_port = load_u16(frame + PAYLOAD + 20);
+    store_u16(frame + IP + 10, load_u16(frame + PAYLOAD + 22));
+    store_u32(frame + IP + 12, ((source >> 16) as u32).to_be());
+    store_u32(frame + IP + 16, load_u32(frame + PAYLOAD + 16));
+    store_u32(frame + TRANSPORT, u32::from((source as u16).to_be()) | u32::from(destination_port) << 16);
+    store_u16(frame + TRANSPORT + 6, load_u16(frame + PAYLOAD + 24));
+    store_u16(frame + TRANSPORT + 16, load_u16(frame + PAYLOAD + 26));
+}
+
+/// Forgets the connection that the packet is the first of, and its client where that is wanted.
+#[inline(always)]
+fn forget(ctx: &TcContext, client_too: bool) {
+    let Ok(h) = V4::parse(&Skb::new(TcContext::new(ctx.skb.skb))) else { return };
+    let forward = ConntrackKey::<V4>::forward(h.src, h.src_port, h.dst, h.dst_port, h.proto);
+    if let Some(entry) = Kernel.conntrack(&forward) {
+        let held = entry.load();
+        let reverse = ConntrackKey::<V4>::reverse(h.src, h.src_port, held.addr, held.port, h.proto);
+        Kernel.conntrack_remove(&reverse);
+        Kernel.conntrack_remove(&forward);
+    }
+    if client_too && let Some(frontend) = Kernel.frontend(&FrontendKey::<V4>::new(h.dst, h.dst_port, h.proto)) {
+        // There is none before the first run.
+        let _ = V4::affinity().remove(&AffinityKey::new(h.src, frontend.service, frontend.scope));
+    }
+}
+
+/// Runs a pipeline and adds its time to the packet's stop watch.
+#[inline(always)]
+fn timed(ctx: TcContext, pipeline: impl FnOnce(TcContext) -> i32) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: takes nothing, returns a number.
+    let start = unsafe { bpf_ktime_get_ns() };
+    let verdict = pipeline(ctx);
+    // SAFETY: as above.
+    let end = unsafe { bpf_ktime_get_ns() };
+    let ctx = TcContext::new(skb);
+    let watch = ctx.data() + PAYLOAD + 28;
+    if watch + size_of::<u64>() <= ctx.data_end() {
+        store_u64(watch, load_u64(watch).wrapping_add(end - start));
+    }
+    verdict
+}

@@ -1,0 +1,219 @@
+//! What is measured: a kind of packet each, brought about by real packets before, and checked by what was counted.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use affinity_common::reason::Reason;
+use affinity_tests::packet::{ETHERNET, Packet, Tcp};
+use anyhow::{Result, ensure};
+
+use crate::frame::{self, Step};
+use crate::node::{EGRESS, EMPTY, FIRST, FIRST_NEW, INGRESS, Kind, Node, PARSE, WATCH, WRAPPER};
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// The program that is run.
+    program: &'static str,
+    /// What its packets are counted as; `None` for programs that count nothing.
+    counts_as: Option<Reason>,
+    /// What is sent.
+    packets: Packets,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Packets {
+    /// To nobody's service, or from nobody's backend.
+    Unrelated(Tcp),
+    /// The client's, of a connection that the backend has answered.
+    Requests(Kind),
+    /// The backend's, of such a connection.
+    Replies(Kind),
+    /// The client's first, of one connection that is forgotten in between.
+    First(Kind),
+    /// The client's first, of another connection each.
+    Fresh(Kind, Step),
+}
+
+const fn case(name: &'static str, program: &'static str, counts_as: Option<Reason>, packets: Packets) -> Case {
+    Case { name, program, counts_as, packets }
+}
+
+const fn ingress(name: &'static str, counts_as: Reason, packets: Packets) -> Case {
+    case(name, INGRESS, Some(counts_as), packets)
+}
+
+/// A program that does nothing.
+pub const NOTHING: Case = case("empty program", EMPTY, None, Packets::Unrelated(Tcp::ACK));
+/// A program that reads the headers.
+pub const HEADERS: Case = case("parse only", PARSE, None, Packets::Unrelated(Tcp::ACK));
+/// The wrapper alone.
+pub const OVERHEAD: Case = case("wrapper", WRAPPER, None, Packets::Unrelated(Tcp::ACK));
+/// The stop watch alone.
+pub const STOP_WATCH: Case = case("stop watch", WATCH, None, Packets::Unrelated(Tcp::ACK));
+
+/// Not for a service.
+pub const NOT_SERVICE: Case = ingress("not for a service", Reason::NotService, Packets::Unrelated(Tcp::ACK));
+/// Established, with affinity.
+pub const ESTABLISHED_STICKY: Case =
+    ingress("established, affinity", Reason::Established, Packets::Requests(Kind::Sticky));
+/// Established, without affinity.
+pub const ESTABLISHED_PLAIN: Case =
+    ingress("established, no affinity", Reason::Established, Packets::Requests(Kind::Plain));
+/// First packet, affinity hit.
+pub const FIRST_HIT: Case =
+    case("first packet, affinity hit", FIRST, Some(Reason::AffinityHit), Packets::First(Kind::Sticky));
+/// First packet, without affinity.
+pub const FIRST_PLAIN: Case =
+    case("first packet, no affinity", FIRST, Some(Reason::Hashed), Packets::First(Kind::Plain));
+
+/// The rows that are measured with every number of services.
+pub const CASES: [Case; 13] = [
+    NOT_SERVICE,
+    ingress("SYN, not for a service", Reason::NotService, Packets::Unrelated(Tcp::SYN)),
+    case("not a reply (egress)", EGRESS, Some(Reason::NotReply), Packets::Unrelated(Tcp::ACK)),
+    ESTABLISHED_STICKY,
+    ESTABLISHED_PLAIN,
+    case("reply (egress)", EGRESS, Some(Reason::Reply), Packets::Replies(Kind::Sticky)),
+    ingress("UDP established, affinity", Reason::Established, Packets::Requests(Kind::StickyUdp)),
+    FIRST_HIT,
+    case("first packet, new client", FIRST_NEW, Some(Reason::AffinityNew), Packets::First(Kind::Sticky)),
+    FIRST_PLAIN,
+    FRESH[0],
+    FRESH[1],
+    FRESH[2],
+];
+
+/// First packets that meet table rows in no cache; measured again where the tables are full.
+pub const FRESH: [Case; 3] = [
+    ingress("uncached, affinity hit", Reason::AffinityHit, Packets::Fresh(Kind::Sticky, Step::Port)),
+    ingress("uncached, new client", Reason::AffinityNew, Packets::Fresh(Kind::Sticky, Step::Address)),
+    ingress("uncached, no affinity", Reason::Hashed, Packets::Fresh(Kind::Plain, Step::Port)),
+];
+
+/// What fills the tables of connections and of clients.
+pub const FILL: Case = FRESH[1];
+
+/// The client of established connections.
+const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 11), 40_000);
+/// Nobody's service, nobody's backend.
+const STRANGER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 7, 7), 8_080);
+
+/// How long a sample takes, by the number of runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Runs of a sample.
+    pub runs: u32,
+    /// Runs of a sample that makes a connection each; they have to fit in the tables.
+    pub connections: u32,
+}
+
+/// Where the sources of first packets go on, so that none comes twice.
+pub struct Fresh {
+    client: SocketAddrV4,
+    clients: SocketAddrV4,
+}
+
+impl Default for Fresh {
+    fn default() -> Self {
+        let at = |a| SocketAddrV4::new(Ipv4Addr::new(a, 0, 0, 1), 1_024);
+        Self { client: at(20), clients: at(100) }
+    }
+}
+
+impl Fresh {
+    fn take(&mut self, step: Step, runs: u32) -> SocketAddrV4 {
+        let next = if step == Step::Address { &mut self.clients } else { &mut self.client };
+        let first = *next;
+        *next = frame::advance(first, step, runs);
+        first
+    }
+}
+
+impl Case {
+    /// The row whose cost is not the packet's.
+    pub fn overhead(&self) -> Self {
+        if matches!(self.packets, Packets::First(_)) { STOP_WATCH } else { OVERHEAD }
+    }
+
+    /// Whether it leaves connections behind, and clients.
+    fn makes_entries(&self) -> bool {
+        matches!(self.packets, Packets::Fresh(..))
+    }
+
+    /// Takes a sample: nanoseconds a run. `keep` leaves the tables as they are then.
+    pub fn sample(&self, node: &mut Node, fresh: &mut Fresh, effort: Effort, keep: bool) -> Result<f64> {
+        let runs = if self.makes_entries() { effort.connections } else { effort.runs };
+        // The first of them only warm the caches up for the others.
+        let warm_up = runs / 20 + 1;
+        let frame = self.frame(node, fresh, warm_up)?;
+        node.run(self.program, &frame, warm_up)?;
+        let frame = self.frame(node, fresh, runs)?;
+        let done = node.run(self.program, &frame, runs)?;
+        if let Some(reason) = self.counts_as {
+            let as_meant = done.counted.iter().find(|(counted, _)| *counted == reason).map_or(0, |(_, n)| *n);
+            // A client that starts anew, an entry whose second is over: one in some thousand.
+            let counted = &done.counted;
+            ensure!(as_meant * 100 >= u64::from(runs) * 99, "{}: {runs} packets counted as {counted:?}", self.name);
+        }
+        if self.makes_entries() && !keep {
+            node.forget()?;
+        }
+        Ok(done.nanos)
+    }
+
+    fn frame(&self, node: &Node, fresh: &mut Fresh, runs: u32) -> Result<Vec<u8>> {
+        Ok(match self.packets {
+            Packets::Unrelated(flags) => frame::repeated(&frame::tcp(CLIENT, STRANGER, flags), CLIENT, Step::Same),
+            Packets::First(kind) => {
+                open(node, kind)?;
+                frame::repeated(&first(kind, CLIENT), CLIENT, Step::Same)
+            }
+            Packets::Fresh(kind, step) => {
+                let from = fresh.take(step, runs);
+                frame::repeated(&first(kind, from), from, step)
+            }
+            Packets::Requests(kind) => {
+                open(node, kind)?;
+                frame::repeated(&later(kind, CLIENT, kind.frontend()), CLIENT, Step::Same)
+            }
+            Packets::Replies(kind) => {
+                let backend = open(node, kind)?;
+                frame::repeated(&later(kind, backend, CLIENT), backend, Step::Same)
+            }
+        })
+    }
+}
+
+/// The first packet of a connection.
+fn first(kind: Kind, from: SocketAddrV4) -> Packet {
+    match kind {
+        Kind::Sticky | Kind::Plain => frame::tcp(from, kind.frontend(), Tcp::SYN),
+        Kind::StickyUdp => frame::udp(from, kind.frontend()),
+    }
+}
+
+/// A later packet of a connection.
+fn later(kind: Kind, from: SocketAddrV4, to: SocketAddrV4) -> Packet {
+    match kind {
+        Kind::Sticky | Kind::Plain => frame::tcp(from, to, Tcp::ACK),
+        Kind::StickyUdp => frame::udp(from, to),
+    }
+}
+
+/// Makes the client's connection to a service: both sides have sent something. Returns the backend.
+fn open(node: &Node, kind: Kind) -> Result<SocketAddrV4> {
+    let translated = node.pass(INGRESS, &frame::repeated(&first(kind, CLIENT), CLIENT, Step::Same))?;
+    let at = ETHERNET + 16;
+    let address = <[u8; 4]>::try_from(&translated[at..at + 4])?;
+    let port = u16::from_be_bytes([translated[at + 6], translated[at + 7]]);
+    let backend = SocketAddrV4::new(address.into(), port);
+    ensure!(backend != kind.frontend(), "the first packet to {kind:?} was not translated");
+    for (program, packet, from) in
+        [(EGRESS, later(kind, backend, CLIENT), backend), (INGRESS, later(kind, CLIENT, kind.frontend()), CLIENT)]
+    {
+        node.pass(program, &frame::repeated(&packet, from, Step::Same))?;
+    }
+    Ok(backend)
+}

@@ -1,0 +1,242 @@
+//! A node: the benchmark's programs, loaded with maps of their own, and so many services in these.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+
+use affinity_common::abi::affinity::{self, Affinity, AffinityKey};
+use affinity_common::abi::backend_stats::{self, BackendStats};
+use affinity_common::abi::backends::{self, Backend, BackendKey, ELIGIBLE};
+use affinity_common::abi::conntrack::{self, Conntrack, ConntrackKey};
+use affinity_common::abi::counters::{self, Counter};
+use affinity_common::abi::frontends::{self, Frontend, FrontendKey};
+use affinity_common::abi::slots::{self, Slot};
+use affinity_common::family::V4;
+use affinity_common::reason::{Program, Reason};
+use affinity_common::types::{BackendId, Port, Proto, Seconds, ServiceId};
+use affinity_tests::programs::{PASS, Plain};
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun as _};
+use aya::{Ebpf, EbpfLoader, TestRunOptions};
+use bytemuck::Pod;
+use serde::Serialize;
+
+use crate::frame;
+
+/// The programs of the object.
+pub const PROGRAMS: [&str; 8] = [EMPTY, PARSE, WRAPPER, INGRESS, EGRESS, WATCH, FIRST, FIRST_NEW];
+/// Returns at once.
+pub const EMPTY: &str = "bench_empty";
+/// Reads the headers.
+pub const PARSE: &str = "bench_parse";
+/// The wrapper alone.
+pub const WRAPPER: &str = "bench_restore";
+/// The wrapper and the ingress pipeline.
+pub const INGRESS: &str = "bench_ingress";
+/// The wrapper and the egress pipeline.
+pub const EGRESS: &str = "bench_egress";
+/// The stop watch with nothing to time.
+pub const WATCH: &str = "bench_watch";
+/// The ingress pipeline by the stop watch, on a connection that was forgotten before.
+pub const FIRST: &str = "bench_first";
+/// The same, where the client was forgotten too.
+pub const FIRST_NEW: &str = "bench_first_new";
+
+/// How many backends each service has.
+const BACKENDS: u32 = 5;
+/// Size of a service's table of slots where it has affinity: what the daemon makes for so few backends.
+const TABLE: u32 = 251;
+/// The port of every service.
+const PORT: u16 = 80;
+
+/// What a service is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP, `sessionAffinity: ClientIP`.
+    Sticky,
+    /// TCP, `sessionAffinity: None`.
+    Plain,
+    /// UDP, `sessionAffinity: ClientIP`.
+    StickyUdp,
+}
+
+impl Kind {
+    /// The services that packets are sent to, in the order of their ids; the others are there to be in the way.
+    const MEASURED: [Self; 3] = [Self::Sticky, Self::Plain, Self::StickyUdp];
+
+    fn proto(self) -> Proto {
+        if self == Self::StickyUdp { Proto::UDP } else { Proto::TCP }
+    }
+
+    fn timeout(self) -> Seconds {
+        Seconds::new(if self == Self::Plain { 0 } else { 10_800 })
+    }
+
+    /// Where the service is reached.
+    pub fn frontend(self) -> SocketAddrV4 {
+        frontend(self as u32)
+    }
+}
+
+fn frontend(service: u32) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 0, 1)) + service), PORT)
+}
+
+/// A program as the kernel holds it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProgramSize {
+    /// Its name.
+    pub name: &'static str,
+    /// Bytes of BPF after the verifier's rewriting (8 an instruction).
+    pub translated_bytes: u32,
+    /// Bytes of machine code.
+    pub machine_bytes: u32,
+    /// Instructions that the verifier went through, every path counted.
+    pub verified_instructions: u32,
+}
+
+/// What a series of runs came to.
+pub struct Runs {
+    /// Nanoseconds a run, by the kernel or, in a program that has one, by its stop watch.
+    pub nanos: f64,
+    /// Packets counted by reason, as far as any were.
+    pub counted: Vec<(Reason, u64)>,
+}
+
+/// The loaded programs and their maps.
+pub struct Node {
+    ebpf: Ebpf,
+    /// How many services are there beside the measured ones.
+    pub others: u32,
+}
+
+impl Node {
+    /// Loads the object's programs, with maps of default size but for the slots where these don't suffice.
+    pub fn load(object: &Path, others: u32) -> Result<Self> {
+        let bytes = std::fs::read(object).with_context(|| object.display().to_string())?;
+        let services = others + u32::try_from(Kind::MEASURED.len())?;
+        let slots = (services * TABLE).max(u32::try_from(slots::DEFAULT_SIZE)?);
+        let mut ebpf = EbpfLoader::new()
+            .override_global("AYA_LOG_LEVEL", &0u8, true)
+            .map_max_entries(slots::SPEC.name, slots)
+            .load(&bytes)
+            .with_context(|| format!("loading {}", object.display()))?;
+        for name in PROGRAMS {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| format!("loading {name}"))?;
+        }
+        let mut node = Self { ebpf, others };
+        for id in 0..services {
+            let kind = Kind::MEASURED.get(id as usize);
+            node.add_service(id, *kind.unwrap_or(if id % 2 == 0 { &Kind::Sticky } else { &Kind::Plain }))?;
+        }
+        Ok(node)
+    }
+
+    fn add_service(&mut self, id: u32, kind: Kind) -> Result<()> {
+        let service = ServiceId { id: id + 1 };
+        let ids: Vec<BackendId> = (1..=BACKENDS).map(|n| BackendId { id: id * BACKENDS + n }).collect();
+        for backend in &ids {
+            let key = BackendKey { service, backend: *backend };
+            let addr = (u32::from(Ipv4Addr::new(10, 200, 0, 0)) + backend.id).to_be_bytes();
+            let value = Backend::<V4> { addr, port: Port::new(8080), flags: ELIGIBLE, zero: 0 };
+            self.hash::<_, Backend<V4>>(backends::SPEC_V4.name)?.insert(Plain(key), Plain(value), 0)?;
+            let stats = BackendStats::default();
+            self.hash::<_, BackendStats>(backend_stats::SPEC.name)?.insert(Plain(key), Plain(stats), 0)?;
+        }
+        let slot_count = if kind.timeout().secs == 0 { BACKENDS } else { TABLE };
+        let first_slot = id * TABLE;
+        let mut slots: Array<_, Plain<Slot>> =
+            Array::try_from(self.ebpf.map_mut(slots::SPEC.name).context("no slots")?)?;
+        // Where they are in the table makes no difference to the time.
+        for (slot, backend) in (first_slot..first_slot + slot_count).zip(ids.iter().cycle()) {
+            slots.set(slot, Plain(Slot { backend: *backend }), 0)?;
+        }
+        let to = frontend(id);
+        let key = FrontendKey::<V4>::new(to.ip().octets(), Port::new(to.port()), kind.proto());
+        let seed = id.wrapping_mul(0x9e37_79b9);
+        let value = Frontend { service, seed, first_slot, slot_count, timeout: kind.timeout(), scope: 0 };
+        self.hash::<_, Frontend>(frontends::SPEC_V4.name)?.insert(Plain(key), Plain(value), 0)?;
+        Ok(())
+    }
+
+    /// Runs a program so many times on a frame.
+    pub fn run(&self, program: &str, frame: &[u8], repeat: u32) -> Result<Runs> {
+        let before = self.counters()?;
+        let mut out = vec![0; frame.len()];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat, ..TestRunOptions::default() };
+        let result = self.program(program)?.test_run(options)?;
+        let after = self.counters()?;
+        let counted = Reason::ALL.into_iter().zip(before.into_iter().zip(after));
+        let counted =
+            counted.map(|(reason, (before, after))| (reason, after - before)).filter(|(_, n)| *n > 0).collect();
+        let nanos = if [WATCH, FIRST, FIRST_NEW].contains(&program) {
+            let total = frame::watch(&out).context("a frame without a stop watch")?;
+            f64::from(u32::try_from(total)?) / f64::from(repeat)
+        } else {
+            f64::from(u32::try_from(result.duration.as_nanos())?)
+        };
+        Ok(Runs { nanos, counted })
+    }
+
+    /// Runs a program once on a frame and returns the frame that comes out of it.
+    pub fn pass(&self, program: &str, frame: &[u8]) -> Result<Vec<u8>> {
+        let mut out = vec![0; frame.len()];
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result = self.program(program)?.test_run(options)?;
+        ensure!(result.return_value.cast_signed() == PASS, "{program} returned {}", result.return_value);
+        Ok(out)
+    }
+
+    /// Forgets every connection and every client.
+    pub fn forget(&mut self) -> Result<()> {
+        self.clear::<ConntrackKey<V4>, Conntrack<V4>>(conntrack::SPEC_V4.name)?;
+        self.clear::<AffinityKey<V4>, Affinity>(affinity::SPEC_V4.name)
+    }
+
+    /// What the kernel made of the programs.
+    pub fn sizes(&self) -> Result<Vec<ProgramSize>> {
+        PROGRAMS
+            .into_iter()
+            .map(|name| {
+                let info = self.program(name)?.info()?;
+                Ok(ProgramSize {
+                    name,
+                    translated_bytes: info.size_translated().unwrap_or_default(),
+                    machine_bytes: info.size_jitted(),
+                    verified_instructions: info.verified_instruction_count().unwrap_or_default(),
+                })
+            })
+            .collect()
+    }
+
+    fn program(&self, name: &str) -> Result<&SchedClassifier> {
+        Ok(self.ebpf.program(name).with_context(|| format!("no program {name}"))?.try_into()?)
+    }
+
+    /// Packets by reason, over programs and CPUs.
+    fn counters(&self) -> Result<Vec<u64>> {
+        let map: PerCpuArray<&MapData, Plain<Counter>> =
+            PerCpuArray::try_from(self.ebpf.map(counters::SPEC.name).context("no counters")?)?;
+        let count = |program, reason| -> Result<u64> {
+            let values = map.get(&counters::index(program, reason), 0)?;
+            Ok(values.iter().map(|Plain(counter)| counter.packets).sum())
+        };
+        Reason::ALL
+            .into_iter()
+            .map(|reason| Program::ALL.into_iter().map(|program| count(program, reason)).sum())
+            .collect()
+    }
+
+    fn clear<K: Pod, V: Pod>(&mut self, name: &str) -> Result<()> {
+        let mut map = self.hash::<K, V>(name)?;
+        let keys = map.keys().collect::<Result<Vec<_>, _>>()?;
+        keys.iter().try_for_each(|key| map.remove(key)).with_context(|| format!("clearing {name}"))
+    }
+
+    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, Plain<K>, Plain<V>>> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        Ok(HashMap::try_from(map)?)
+    }
+}
