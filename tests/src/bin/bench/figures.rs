@@ -51,7 +51,9 @@ mod tests {
 
     fn samples(of: &[u32]) -> Samples {
         let mut samples = Samples::default();
-        of.iter().for_each(|n| samples.push((*n).into()));
+        for n in of {
+            samples.push((*n).into());
+        }
         samples
     }
 

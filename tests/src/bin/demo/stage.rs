@@ -155,7 +155,9 @@ impl Stage {
         cli.wait_for_service(&format!("default/{}", Service::Sticky.name()), APPLIED, |row| {
             row.is_some_and(|row| row.eligible == ready && row.affinity_timeout_seconds == timeout)
         })?;
-        cli.wait_for_service(&format!("default/{}", Service::Spread.name()), APPLIED, |row| row.is_some_and(|row| row.eligible == ready))
+        cli.wait_for_service(&format!("default/{}", Service::Spread.name()), APPLIED, |row| {
+            row.is_some_and(|row| row.eligible == ready)
+        })
     }
 }
 

@@ -1,0 +1,490 @@
+//! Each rule of the datapath at its bounds, by a clock that is set.
+
+mod world;
+
+use affinity_common::abi::affinity::Affinity;
+use affinity_common::dp::{parse, tc};
+use affinity_common::family::V4;
+use affinity_common::reason::Reason;
+use affinity_common::testing::{FakePacket, Faults, Offload, Segment};
+use affinity_common::types::{BackendId, Nanos, Proto, TICK_SHIFT, Ticks};
+use world::{End, Service, State, World, backend_of};
+
+const SYN: u8 = parse::SYN;
+const ACK: u8 = parse::ACK;
+const CLIENT: End = ([10, 244, 0, 11], 40_000);
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MS;
+const TICK: u64 = 1 << TICK_SHIFT;
+
+/// A sticky and a spreading service of TCP, and a sticky one of UDP.
+fn world() -> World {
+    World::new(
+        1_000,
+        vec![Service::new(1, Proto::TCP, 10), Service::new(2, Proto::TCP, 0), Service::new(3, Proto::UDP, 10)],
+    )
+}
+
+fn port(number: u16) -> End {
+    (CLIENT.0, number)
+}
+
+fn entry(world: &World) -> Affinity {
+    world.env.peek_affinity(&world.services[0].affinity_key(CLIENT.0)).expect("an entry")
+}
+
+/// When the recorded use lies exactly `age` back.
+fn age_to(world: &World, age: u64) {
+    let used = entry(world).last_used;
+    world.env.set_now(Nanos((u64::from(used.at) << TICK_SHIFT) + age));
+}
+
+#[test]
+fn affinity_holds_up_to_its_bound_and_not_at_it() {
+    for (age, reason) in [
+        (0, Reason::AffinityHit),
+        (10 * SECOND - 1, Reason::AffinityHit),
+        (10 * SECOND, Reason::AffinityExpired),
+        (10 * SECOND + 1, Reason::AffinityExpired),
+        (86_400 * SECOND, Reason::AffinityExpired),
+    ] {
+        let world = world();
+        let (first, place) = world.send(0, CLIENT, SYN);
+        assert_eq!(first, Reason::AffinityNew);
+        age_to(&world, age);
+        let (found, then) = world.send(0, port(40_001), SYN);
+        assert_eq!(found, reason, "{age} ns");
+        assert!(reason == Reason::AffinityExpired || then == place);
+    }
+}
+
+#[test]
+fn a_use_is_recorded_anew_only_when_the_record_is_older_than_its_bound() {
+    // min(1 s, 10 s / 16)
+    for (age, refreshed) in [(625 * MS, false), (625 * MS + 1, true)] {
+        let world = world();
+        world.send(0, CLIENT, SYN);
+        let before = entry(&world);
+        age_to(&world, age);
+        let writes = world.env.writes();
+        assert_eq!(world.send(0, CLIENT, SYN).0, Reason::AffinityHit);
+        assert_eq!(world.env.writes(), writes, "a hit writes no map entry");
+        assert_eq!(entry(&world).last_used != before.last_used, refreshed, "{age} ns");
+        assert_eq!(entry(&world).since, before.since);
+    }
+}
+
+#[test]
+fn every_packet_of_a_flow_keeps_its_client() {
+    let world = world();
+    let (_, place) = world.send(0, CLIENT, SYN);
+    world.reply(0, CLIENT, place, SYN | ACK);
+    let writes = world.env.writes();
+    for packet in 0..60 {
+        world.env.sleep(Nanos(SECOND));
+        match packet % 2 {
+            0 => assert_eq!(world.send(0, CLIENT, ACK), (Reason::Established, place)),
+            _ => world.reply(0, CLIENT, place, ACK),
+        }
+        assert!(entry(&world).last_used.age(world.env.clock()).0 < TICK, "packet {packet}");
+    }
+    assert_eq!(world.env.writes(), writes, "an established flow writes no map entry");
+    assert_eq!(world.send(0, port(40_001), SYN), (Reason::AffinityHit, place));
+}
+
+#[test]
+fn a_flow_refreshes_its_own_eligible_backends_entry_and_no_other() {
+    let mut world = world();
+    let (_, place) = world.send(0, CLIENT, SYN);
+    let key = world.services[0].affinity_key(CLIENT.0);
+    let other = Affinity { backend: world.services[0].backend_id((place + 1) % 4), ..entry(&world) };
+    world.env.set_affinity(&key, other);
+    world.env.sleep(Nanos(5 * SECOND));
+    world.send(0, CLIENT, ACK);
+    assert_eq!(entry(&world), other);
+    let own = Affinity { backend: world.services[0].backend_id(place), ..other };
+    world.env.set_affinity(&key, own);
+    world.services[0].backends[place] = State::Draining;
+    world.program(0);
+    world.env.sleep(Nanos(2 * SECOND));
+    assert_eq!(world.send(0, CLIENT, ACK), (Reason::Established, place));
+    assert_eq!(entry(&world), own);
+    // An entry that is gone is not made by an established flow.
+    world.env.evict_affinity(&key);
+    world.env.sleep(Nanos(2 * SECOND));
+    world.send(0, CLIENT, ACK);
+    assert_eq!(world.env.peek_affinity(&key), None);
+}
+
+#[test]
+fn a_client_moves_when_its_backend_is_no_longer_eligible_and_stays_moved() {
+    for state in [State::Draining, State::Gone] {
+        let mut world = world();
+        let (_, place) = world.send(0, CLIENT, SYN);
+        world.services[0].backends[place] = state;
+        world.program(0);
+        assert_eq!(world.send(0, CLIENT, ACK), (Reason::Established, place), "an established connection stays");
+        let (reason, next) = world.send(0, port(40_001), SYN);
+        assert_eq!(reason, Reason::AffinityFailover);
+        assert_ne!(next, place);
+        world.services[0].backends[place] = State::Eligible;
+        world.program(0);
+        assert_eq!(world.send(0, port(40_002), SYN), (Reason::AffinityHit, next));
+    }
+}
+
+#[test]
+fn an_expired_client_is_spread_over_all_backends() {
+    let world = world();
+    world.send(0, CLIENT, SYN);
+    let mut met = std::collections::BTreeSet::new();
+    for _ in 0..60 {
+        world.env.sleep(Nanos(11 * SECOND));
+        let (reason, place) = world.send(0, port(40_001), SYN);
+        assert_eq!(reason, Reason::AffinityExpired);
+        met.insert(place);
+    }
+    assert_eq!(met.len(), 4);
+}
+
+#[test]
+fn a_first_choice_is_the_same_on_every_node_and_after_an_eviction() {
+    let (one, other) = (world(), world());
+    for host in 0..50 {
+        let client = ([10, 244, 1, host], 40_000);
+        let (_, place) = one.send(0, client, SYN);
+        assert_eq!(other.send(0, client, SYN).1, place);
+        one.env.evict_affinity(&one.services[0].affinity_key(client.0));
+        assert_eq!(one.send(0, (client.0, 40_001), SYN), (Reason::AffinityNew, place));
+    }
+}
+
+/// What another CPU has written in between, and what this packet makes of it.
+#[test]
+fn who_loses_a_race_adopts_the_winners_choice() {
+    // Missing: the other inserts first.
+    let world = world();
+    let key = world.services[0].affinity_key(CLIENT.0);
+    let at = world.env.clock().ticks();
+    for winner in 0..4 {
+        world.env.evict_affinity(&key);
+        let value =
+            Affinity { backend: world.services[0].backend_id(winner), last_used: at, since: at, ..Affinity::default() };
+        world.env.before_affinity_write(Box::new(move |env| env.set_affinity(&key, value)));
+        assert_eq!(world.send(0, CLIENT, SYN), (Reason::AffinityAdopted, winner));
+    }
+    // Expired: the other replaces first.
+    for winner in 0..4 {
+        world.env.sleep(Nanos(20 * SECOND));
+        let now = world.env.clock().ticks();
+        let backend = world.services[0].backend_id(winner);
+        world.env.before_affinity_write(Box::new(move |env| {
+            env.change_affinity(&key, Affinity { backend, last_used: now, since: now, zero: 0 });
+        }));
+        assert_eq!(world.send(0, CLIENT, SYN), (Reason::AffinityAdopted, winner));
+    }
+}
+
+#[test]
+fn a_recycled_element_is_not_written_for_another_client() {
+    let world = world();
+    world.send(0, CLIENT, SYN);
+    let key = world.services[0].affinity_key(CLIENT.0);
+    world.env.sleep(Nanos(20 * SECOND));
+    // While the packet holds the element, the LRU gives it to another client, with a use of its own.
+    let stranger = Affinity {
+        backend: world.services[0].backend_id(3),
+        last_used: world.env.clock().ticks(),
+        ..Affinity::default()
+    };
+    world.env.before_affinity_write(Box::new(move |env| env.change_affinity(&key, stranger)));
+    world.send(0, CLIENT, SYN);
+    assert_eq!(entry(&world), stranger);
+}
+
+#[test]
+fn where_the_affinity_map_refuses_the_own_choice_stands() {
+    let world = world();
+    world.env.set_faults(Faults { affinity_full: true, ..Faults::default() });
+    let (reason, place) = world.send(0, CLIENT, SYN);
+    assert_eq!(reason, Reason::AffinityRefused);
+    world.reply(0, CLIENT, place, SYN | ACK);
+    assert_eq!(world.send(0, port(40_001), SYN), (Reason::AffinityRefused, place), "by hash it is the same again");
+}
+
+#[test]
+fn a_client_whose_entry_changes_under_every_attempt_gets_its_own_choice() {
+    let world = world();
+    world.send(0, CLIENT, SYN);
+    let key = world.services[0].affinity_key(CLIENT.0);
+    world.env.sleep(Nanos(20 * SECOND));
+    for round in 0..9 {
+        // Each time another entry that has expired, too.
+        let value = Affinity { backend: BackendId { id: 100 }, last_used: Ticks { at: round }, ..Affinity::default() };
+        world.env.before_affinity_write(Box::new(move |env| env.change_affinity(&key, value)));
+    }
+    assert_eq!(world.send(0, CLIENT, SYN).0, Reason::AffinityRefused);
+}
+
+#[test]
+fn where_the_conntrack_map_refuses_nothing_is_let_through_without_a_way_back() {
+    let world = world();
+    world.env.set_faults(Faults { conntrack_full: true, ..Faults::default() });
+    assert_eq!(world.ingress(&world.services[0].segment(CLIENT, SYN)).0, Reason::ConntrackRefused);
+    world.env.set_faults(Faults::default());
+    assert_eq!(world.send(0, CLIENT, SYN).0, Reason::AffinityHit);
+}
+
+#[test]
+fn evicted_entries_are_rebuilt_on_the_same_backend() {
+    for service in [0, 1] {
+        let world = world();
+        let (_, place) = world.send(service, CLIENT, SYN);
+        world.reply(service, CLIENT, place, SYN | ACK);
+        let forward = world.services[service].forward(CLIENT);
+        let reverse = world.services[service].reverse(CLIENT, place);
+        world.env.evict_conntrack(&forward);
+        assert_eq!(world.send(service, CLIENT, ACK), (Reason::Rebuilt, place));
+        world.env.evict_conntrack(&forward);
+        world.env.evict_conntrack(&reverse);
+        assert_eq!(world.send(service, CLIENT, ACK), (Reason::Rebuilt, place));
+        world.reply(service, CLIENT, place, ACK);
+        // Within about a second each direction rebuilds the other.
+        world.env.evict_conntrack(&reverse);
+        world.env.sleep(Nanos(SECOND + 2 * TICK));
+        assert_eq!(world.send(service, CLIENT, ACK), (Reason::Established, place));
+        world.reply(service, CLIENT, place, ACK);
+        world.env.evict_conntrack(&forward);
+        world.env.sleep(Nanos(SECOND + 2 * TICK));
+        world.reply(service, CLIENT, place, ACK);
+        assert_eq!(world.send(service, CLIENT, ACK), (Reason::Established, place));
+    }
+}
+
+#[test]
+fn the_middle_of_a_connection_goes_where_the_entry_says_though_it_has_expired_or_drains() {
+    let mut world = world();
+    let (_, place) = world.send(0, CLIENT, SYN);
+    world.services[0].backends[place] = State::Draining;
+    world.program(0);
+    world.env.evict_conntrack(&world.services[0].forward(CLIENT));
+    assert_eq!(world.send(0, CLIENT, ACK), (Reason::Rebuilt, place));
+    world.env.sleep(Nanos(60 * SECOND));
+    world.env.evict_conntrack(&world.services[0].forward(CLIENT));
+    assert_eq!(world.send(0, CLIENT, ACK), (Reason::Rebuilt, place));
+}
+
+#[test]
+fn udp_flows_end_with_their_time() {
+    for (answered, lifetime) in [(false, 30), (true, 120)] {
+        for (silence, known) in [(lifetime * SECOND - TICK, true), (lifetime * SECOND + TICK, false)] {
+            let world = world();
+            let (_, place) = world.send(2, CLIENT, 0);
+            if answered {
+                world.reply(2, CLIENT, place, 0);
+            }
+            world.env.sleep(Nanos(silence));
+            let (reason, sent) = world.egress(&world.services[2].answer(CLIENT, place, 0));
+            assert_eq!(reason == Reason::Reply, known, "{silence} ns: {sent:?}");
+            let (reason, _) = world.send(2, CLIENT, 0);
+            // The reply has made the flow an answered one.
+            assert_eq!(reason == Reason::Established, known, "{answered} {silence} ns");
+        }
+    }
+}
+
+#[test]
+fn one_direction_of_udp_keeps_the_other_alive() {
+    let world = world();
+    let (_, place) = world.send(2, CLIENT, 0);
+    for _ in 0..200 {
+        world.env.sleep(Nanos(SECOND));
+        assert_eq!(world.send(2, CLIENT, 0).0, Reason::Established);
+    }
+    world.reply(2, CLIENT, place, 0);
+}
+
+#[test]
+fn a_udp_flow_leaves_a_removed_backend_but_not_a_draining_one() {
+    let mut world = world();
+    let (_, place) = world.send(2, CLIENT, 0);
+    world.services[2].backends[place] = State::Draining;
+    world.program(2);
+    assert_eq!(world.send(2, CLIENT, 0), (Reason::Established, place));
+    world.services[2].backends[place] = State::Gone;
+    world.program(2);
+    let (reason, next) = world.send(2, CLIENT, 0);
+    assert_eq!(reason, Reason::AffinityFailover);
+    assert_ne!(next, place);
+    let late = world.services[2].answer(CLIENT, place, 0);
+    assert_eq!(world.egress(&late), (Reason::NotReply, late.build()));
+}
+
+#[test]
+fn an_address_that_another_service_got_leads_to_that_one() {
+    let mut world = world();
+    let (_, place) = world.send(2, CLIENT, 0);
+    // Service 3 is gone; its address and port are another's, whose ids are others.
+    let old = world.services[2].clone();
+    for index in 0..4 {
+        world.env.remove_backend(&old.backend_key(index));
+    }
+    world.services[2].id = 9;
+    world.program(2);
+    let (reason, _) = world.send(2, CLIENT, 0);
+    assert_eq!(reason, Reason::AffinityNew);
+    assert!(world.env.connections(&old.backend_key(place)) == 1);
+    let to_new: u64 = (0..4).map(|index| world.env.connections(&world.services[2].backend_key(index))).sum();
+    assert_eq!(to_new, 1);
+}
+
+#[test]
+fn a_syn_that_moves_a_connection_ends_the_old_ones_replies() {
+    let mut world = world();
+    let (_, place) = world.send(0, CLIENT, SYN);
+    world.services[0].backends[place] = State::Gone;
+    world.program(0);
+    let (_, next) = world.send(0, CLIENT, SYN);
+    world.reply(0, CLIENT, next, SYN | ACK);
+    let late = world.services[0].answer(CLIENT, place, SYN | ACK);
+    assert_eq!(world.egress(&late), (Reason::NotReply, late.build()));
+}
+
+#[test]
+fn two_frontends_with_one_backend_and_one_client_port_collide_while_both_live() {
+    let mut world = world();
+    for service in [0, 1] {
+        world.services[service].backends = vec![State::Eligible, State::Gone, State::Gone, State::Gone];
+        world.program(service);
+    }
+    world.send(0, CLIENT, SYN);
+    world.reply(0, CLIENT, 0, SYN | ACK);
+    let second = world.services[1].segment(CLIENT, SYN);
+    assert_eq!(world.ingress(&second), (Reason::Collision, second.build()));
+    world.reply(0, CLIENT, 0, ACK);
+    world.send(0, CLIENT, parse::RST);
+    assert_eq!(world.send(1, CLIENT, SYN).0, Reason::Hashed);
+    world.reply(1, CLIENT, 0, SYN | ACK);
+}
+
+#[test]
+fn no_backend_is_no_choice_and_leaves_no_trace() {
+    let mut world = world();
+    world.services[0].backends = vec![State::Draining; 4];
+    world.program(0);
+    let segment = world.services[0].segment(CLIENT, SYN);
+    assert_eq!(world.ingress(&segment), (Reason::NoBackend, segment.build()));
+    assert_eq!(world.env.writes(), 0);
+}
+
+#[test]
+fn events_are_made_while_a_reader_asks() {
+    let mut world = world();
+    world.send(0, CLIENT, SYN);
+    assert!(world.env.take_events().is_empty());
+    world.env.want_events(true);
+    let (_, place) = world.send(0, port(40_001), SYN);
+    world.send(0, port(40_001), ACK);
+    world.services[0].backends[place] = State::Draining;
+    world.program(0);
+    let (_, next) = world.send(0, port(40_002), SYN);
+    let events = world.env.take_events();
+    let told: Vec<_> = events.iter().map(|event| (Reason::from_number(event.reason), event.previous)).collect();
+    let old = world.services[0].backend_id(place);
+    assert_eq!(told, [(Some(Reason::AffinityHit), old), (Some(Reason::AffinityFailover), old)]);
+    assert_eq!(events[1].backend, world.services[0].backend_id(next));
+    assert_eq!(events[1].client_ip(), std::net::IpAddr::from(CLIENT.0));
+}
+
+#[test]
+fn affinity_is_switched_and_its_timeout_changed_while_it_runs() {
+    let mut world = world();
+    let (_, place) = world.send(0, CLIENT, SYN);
+    world.services[0].timeout = 0;
+    world.program(0);
+    assert_eq!(world.send(0, port(40_001), SYN).0, Reason::Hashed);
+    assert_eq!(world.send(0, CLIENT, ACK), (Reason::Established, place));
+    world.services[0].timeout = 3;
+    world.program(0);
+    world.env.sleep(Nanos(3 * SECOND));
+    assert_eq!(world.send(0, port(40_002), SYN).0, Reason::AffinityExpired, "the new timeout holds for old entries");
+}
+
+#[test]
+fn checksums_are_right_whoever_computes_them() {
+    for service in 0..3 {
+        for offload in [Offload::None, Offload::Partial, Offload::Complete] {
+            let world = world();
+            let mut segment = world.services[service].segment(CLIENT, SYN);
+            segment.options = vec![1; 8];
+            segment.payload = b"odd length".to_vec();
+            let mut packet = FakePacket::new(&segment, offload);
+            let reason = tc::ingress::<V4, _, _>(&world.env, &mut packet);
+            assert!(reason.is_selection(), "{reason:?}");
+            let place = backend_of(&packet.sent()).expect("translated");
+            assert_eq!(packet.sent(), Segment { dst: Service::address(place), ..segment }.build(), "{offload:?}");
+            let answer = world.services[service].answer(CLIENT, place, SYN | ACK);
+            let mut packet = FakePacket::new(&answer, offload);
+            assert_eq!(tc::egress::<V4, _, _>(&world.env, &mut packet), Reason::Reply);
+            assert_eq!(packet.sent(), Segment { src: world.services[service].frontend, ..answer }.build());
+        }
+    }
+}
+
+#[test]
+fn a_packet_that_cannot_be_written_is_dropped() {
+    for after in 0..5 {
+        let world = world();
+        let mut packet = FakePacket::new(&world.services[0].segment(CLIENT, SYN), Offload::None);
+        packet.fail_after = Some(after);
+        assert_eq!(tc::ingress::<V4, _, _>(&world.env, &mut packet), Reason::RewriteFailed, "after {after} writes");
+    }
+}
+
+/// Cut off anywhere, and with every bit of the headers wrong: untouched, or translated whole.
+#[test]
+fn malformed_packets_pass_untouched_and_leave_no_trace() {
+    let world = world();
+    for service in [0, 2] {
+        let mut segment = world.services[service].segment(CLIENT, SYN);
+        segment.options = vec![1; 4];
+        let whole = segment.build();
+        let writes = world.env.writes();
+        for len in 0..whole.len() {
+            let mut packet = FakePacket::raw(whole[..len].to_vec());
+            let reason = match parse::ethertype(&packet) {
+                Some(_) => tc::ingress::<V4, _, _>(&world.env, &mut packet),
+                None => Reason::NotIp,
+            };
+            assert!(matches!(reason, Reason::Malformed | Reason::NotIp), "{len} bytes: {reason:?}");
+            assert_eq!(packet.bytes, whole[..len]);
+        }
+        assert_eq!(world.env.writes(), writes);
+        for at in 14..whole.len() {
+            for bit in 0..8 {
+                let mut spoilt = whole.clone();
+                spoilt[at] ^= 1 << bit;
+                let mut packet = FakePacket::raw(spoilt.clone());
+                let reason = tc::ingress::<V4, _, _>(&world.env, &mut packet);
+                let translated = packet.bytes != spoilt;
+                assert_eq!(
+                    translated,
+                    reason.is_selection() || reason == Reason::Established,
+                    "{at}/{bit}: {reason:?}"
+                );
+                assert!(!translated || backend_of(&packet.bytes).is_some(), "{at}/{bit}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packet_beyond_64_kilobytes_says_no_length() {
+    let world = world();
+    let mut bytes = world.services[0].segment(CLIENT, SYN).build();
+    bytes[16..18].fill(0);
+    let mut packet = FakePacket::raw(bytes.clone());
+    assert_eq!(tc::ingress::<V4, _, _>(&world.env, &mut packet), Reason::Malformed);
+    packet.said_len = Some(14 + 100_000);
+    assert_eq!(tc::ingress::<V4, _, _>(&world.env, &mut packet), Reason::AffinityNew);
+}
