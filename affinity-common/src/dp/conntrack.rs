@@ -213,6 +213,10 @@ fn claim_reverse<F: Family, E: Env<F>>(
         if !leads_to(&held, key) && !is_free {
             return Err(Reason::Collision);
         }
+        if !leads_to(&held, key) {
+            // What may still come of the connection that had this place must not reach the backend as the new one's.
+            env.conntrack_remove(&ConntrackKey::forward(key.client, key.client_port, held.addr, held.port, key.proto));
+        }
         return env.conntrack_replace(&way, &reverse).map_err(|_| Reason::ConntrackRefused);
     }
     match env.conntrack_insert(&way, &reverse) {
