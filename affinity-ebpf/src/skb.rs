@@ -4,12 +4,12 @@
     reason = "offsets and lengths within a packet: the helpers take them as u32"
 )]
 
-use core::mem::MaybeUninit;
+use core::mem::{MaybeUninit, offset_of};
 
 use affinity_common::dp::{Checksum, Packet, RewriteError};
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{
         bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
@@ -35,6 +35,26 @@ impl Skb {
     }
 }
 
+/// Where the packet's linear part begins and ends.
+///
+/// Read by instructions of our own: the compiler knows two 32-bit fields, joins what it has read of them on several
+/// ways, and widens the result; the verifier takes that for a number, no longer for the packet's end.
+#[inline(always)]
+pub fn bounds(ctx: &TcContext) -> (usize, usize) {
+    let (start, end);
+    // SAFETY: reads two fields of the context and touches nothing else.
+    unsafe {
+        core::arch::asm!(
+            "{start} = *(u32 *)({ctx} + {start_at})",
+            "{end} = *(u32 *)({ctx} + {end_at})",
+            start = out(reg) start, end = lateout(reg) end, ctx = in(reg) ctx.as_ptr(),
+            start_at = const offset_of!(__sk_buff, data), end_at = const offset_of!(__sk_buff, data_end),
+            options(readonly, nostack),
+        );
+    }
+    (start, end)
+}
+
 #[inline(always)]
 fn done(result: i64) -> Result<(), RewriteError> {
     if result == 0 { Ok(()) } else { Err(RewriteError) }
@@ -48,8 +68,9 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.ctx.data() + offset;
-        if start + N <= self.ctx.data_end() {
+        let (start, end) = bounds(&self.ctx);
+        let start = start + offset;
+        if start + N <= end {
             // SAFETY: the bytes lie between the packet's start and its end; any bit pattern is an array of octets. The
             // verifier checks the same.
             return Some(unsafe { *(start as *const [u8; N]) });
