@@ -1,11 +1,11 @@
 //! The datapath's pipelines for measuring: `BPF_PROG_TEST_RUN` runs a program over and over on one packet, so a wrapper
-//! makes the packet anew before each run. What a pipeline costs is its program's time less that of [`bench_restore`].
+//! makes the packet anew before each run. What a pipeline costs is its program's time less that of [`bench_wrapper`].
 //!
 //! A first packet is one only where its connection is not known yet. Either each run has another source, and meets
-//! table rows that no cache holds, as on a busy node; or the wrapper of [`bench_first`] forgets the connection of the
-//! run before, and the program's own stop watch leaves that out.
+//! table rows that no cache holds, as on a busy node; or the wrapper forgets the connection of the run before, and a stop
+//! watch in it leaves that out.
 //!
-//! The frame brings what the wrapper needs in its payload, so that it needs no map: see [`restore`].
+//! The frame brings what the wrapper needs in its payload, so that it needs no map: see [`Run`].
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the macros of aya make public functions beside the documented ones")]
@@ -26,13 +26,13 @@ use affinity_common::{
     },
     family::{Family, V4},
 };
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_ktime_get_ns, macros::classifier, programs::TcContext};
 
 use crate::{
     env::Kernel,
     maps::Maps as _,
     pipeline::NEXT,
-    skb::Skb,
+    skb::{Skb, bounds},
     wire::{load_u16, load_u32, load_u64, store_u16, store_u32, store_u64},
 };
 
@@ -58,54 +58,37 @@ pub fn bench_parse(ctx: TcContext) -> i32 {
 
 /// What the wrapper costs.
 #[classifier]
-pub fn bench_restore(ctx: TcContext) -> i32 {
-    restore(&ctx);
-    NEXT
+pub fn bench_wrapper(ctx: TcContext) -> i32 {
+    let run = Run::start(&ctx);
+    let verdict = NEXT;
+    run.end();
+    verdict
 }
 
-/// The wrapper and the ingress pipeline.
+/// The wrapper around the ingress pipeline.
 #[classifier]
 pub fn bench_ingress(ctx: TcContext) -> i32 {
-    restore(&ctx);
-    pipeline::ingress(ctx)
+    let run = Run::start(&ctx);
+    let verdict = pipeline::ingress(ctx);
+    run.end();
+    verdict
 }
 
-/// The wrapper and the egress pipeline.
+/// The wrapper around the egress pipeline.
 #[classifier]
 pub fn bench_egress(ctx: TcContext) -> i32 {
-    restore(&ctx);
-    pipeline::egress(ctx)
-}
-
-/// The ingress pipeline by the stop watch, on the first packet of a connection that was forgotten before.
-#[classifier]
-pub fn bench_first(ctx: TcContext) -> i32 {
-    restore(&ctx);
-    forget(&ctx, false);
-    timed(ctx, pipeline::ingress)
-}
-
-/// The same, where the client was forgotten too.
-#[classifier]
-pub fn bench_first_new(ctx: TcContext) -> i32 {
-    restore(&ctx);
-    forget(&ctx, true);
-    timed(ctx, pipeline::ingress)
-}
-
-/// The stop watch with nothing to time.
-#[classifier]
-pub fn bench_watch(ctx: TcContext) -> i32 {
-    restore(&ctx);
-    timed(ctx, |_| NEXT)
+    let run = Run::start(&ctx);
+    let verdict = pipeline::egress(ctx);
+    run.end();
+    verdict
 }
 
 const IP: usize = 14;
 const TRANSPORT: usize = IP + 20;
 const PAYLOAD: usize = TRANSPORT + 20;
-const END: usize = PAYLOAD + 36;
+const END: usize = PAYLOAD + 40;
 
-/// Makes the packet's addresses, ports and checksums what its payload says, and steps its source.
+/// A run of a pipeline, by what the packet's payload says.
 ///
 /// Behind Ethernet, an IPv4 header of 20 bytes and 20 more bytes (all of a TCP header), the frame carries, without
 /// alignment:
@@ -117,12 +100,52 @@ const END: usize = PAYLOAD + 36;
 /// | 4, 2 | the destination: address, port | the wire's |
 /// | 2 | the IPv4 header's checksum | the wire's |
 /// | 2, 2 | the words that the checksums of UDP and of TCP lie in | the wire's |
-/// | 8 | nanoseconds of all runs by the stop watch | the machine's |
+/// | 4 | what is forgotten before each run: 0 nothing, 1 the connection, 2 the client too | the machine's |
+/// | 8 | where anything is forgotten: the pipeline's nanoseconds in all runs | the machine's |
+struct Run {
+    skb: *mut __sk_buff,
+    /// When the pipeline started, where it is timed.
+    start: Option<u64>,
+}
+
+impl Run {
+    /// Makes the packet's addresses, ports and checksums what its payload says, having stepped its source, and forgets
+    /// what is to be forgotten.
+    #[inline(always)]
+    fn start(ctx: &TcContext) -> Self {
+        let forgets = restore(ctx).unwrap_or(0);
+        if forgets != 0 {
+            forget(ctx, forgets > 1);
+        }
+        Self { skb: ctx.skb.skb, start: (forgets != 0).then(nanos) }
+    }
+
+    /// Adds the pipeline's time to the packet's stop watch, where it is timed.
+    #[inline(always)]
+    fn end(self) {
+        let Some(start) = self.start else { return };
+        let ran = nanos() - start;
+        let ctx = TcContext::new(self.skb);
+        let (frame, end) = bounds(&ctx);
+        let watch = frame + PAYLOAD + 32;
+        if watch + size_of::<u64>() <= end {
+            store_u64(watch, load_u64(watch).wrapping_add(ran));
+        }
+    }
+}
+
 #[inline(always)]
-fn restore(ctx: &TcContext) {
-    let frame = ctx.data();
-    if frame + END > ctx.data_end() {
-        return;
+fn nanos() -> u64 {
+    // SAFETY: takes nothing, returns a number.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Makes the packet anew; returns what is forgotten before each run.
+#[inline(always)]
+fn restore(ctx: &TcContext) -> Option<u32> {
+    let (frame, end) = bounds(ctx);
+    if frame + END > end {
+        return None;
     }
     let source = load_u64(frame + PAYLOAD).wrapping_add(load_u64(frame + PAYLOAD + 8));
     store_u64(frame + PAYLOAD, source);
@@ -133,6 +156,7 @@ fn restore(ctx: &TcContext) {
     store_u32(frame + TRANSPORT, u32::from((source as u16).to_be()) | u32::from(destination_port) << 16);
     store_u16(frame + TRANSPORT + 6, load_u16(frame + PAYLOAD + 24));
     store_u16(frame + TRANSPORT + 16, load_u16(frame + PAYLOAD + 26));
+    Some(load_u32(frame + PAYLOAD + 28))
 }
 
 /// Forgets the connection that the packet is the first of, and its client where that is wanted.
@@ -150,21 +174,4 @@ fn forget(ctx: &TcContext, client_too: bool) {
         // There is none before the first run.
         let _ = V4::affinity().remove(&AffinityKey::new(h.src, frontend.service, frontend.scope));
     }
-}
-
-/// Runs a pipeline and adds its time to the packet's stop watch.
-#[inline(always)]
-fn timed(ctx: TcContext, pipeline: impl FnOnce(TcContext) -> i32) -> i32 {
-    let skb = ctx.skb.skb;
-    // SAFETY: takes nothing, returns a number.
-    let start = unsafe { bpf_ktime_get_ns() };
-    let verdict = pipeline(ctx);
-    // SAFETY: as above.
-    let end = unsafe { bpf_ktime_get_ns() };
-    let ctx = TcContext::new(skb);
-    let watch = ctx.data() + PAYLOAD + 28;
-    if watch + size_of::<u64>() <= ctx.data_end() {
-        store_u64(watch, load_u64(watch).wrapping_add(end - start));
-    }
-    verdict
 }

@@ -19,28 +19,22 @@ pub const NEXT: i32 = -1;
 /// A packet from a client.
 #[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
-    run(ctx, Program::Ingress, |packet, ethertype| match ethertype {
-        V4::ETHERTYPE => tc::ingress::<V4, _, _>(&Kernel, packet),
-        _ => Reason::NotIp,
-    })
+    run(ctx, Program::Ingress, tc::ingress::<V4, _, _>)
 }
 
 /// A packet to a client.
 #[inline(always)]
 pub fn egress(ctx: TcContext) -> i32 {
-    run(ctx, Program::Egress, |packet, ethertype| match ethertype {
-        V4::ETHERTYPE => tc::egress::<V4, _, _>(&Kernel, packet),
-        _ => Reason::NotIp,
-    })
+    run(ctx, Program::Egress, tc::egress::<V4, _, _>)
 }
 
 #[inline(always)]
-fn run(ctx: TcContext, program: Program, pipeline: impl FnOnce(&mut Skb, [u8; 2]) -> Reason) -> i32 {
+fn run(ctx: TcContext, program: Program, v4: impl FnOnce(&Kernel, &mut Skb) -> Reason) -> i32 {
     let bytes = ctx.len();
     let mut packet = Skb::new(ctx);
     let reason = match parse::ethertype(&packet) {
-        Some(ethertype) => pipeline(&mut packet, ethertype),
-        None => Reason::NotIp,
+        Some(V4::ETHERTYPE) => v4(&Kernel, &mut packet),
+        _ => Reason::NotIp,
     };
     env::count(program, reason, bytes);
     // The verifier takes this out where the log level given at load is below it.

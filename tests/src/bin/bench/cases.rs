@@ -6,8 +6,8 @@ use affinity_common::reason::Reason;
 use affinity_tests::packet::{ETHERNET, Packet, Tcp};
 use anyhow::{Result, ensure};
 
-use crate::frame::{self, Step};
-use crate::node::{EGRESS, EMPTY, FIRST, FIRST_NEW, INGRESS, Kind, Node, PARSE, WATCH, WRAPPER};
+use crate::frame::{self, Forget, Step};
+use crate::node::{EGRESS, EMPTY, INGRESS, Kind, Node, PARSE, WRAPPER};
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,9 @@ enum Packets {
     /// The backend's, of such a connection.
     Replies(Kind),
     /// The client's first, of one connection that is forgotten in between.
-    First(Kind),
+    First(Kind, Forget),
+    /// As unrelated ones, by the stop watch.
+    Timed,
     /// The client's first, of another connection each.
     Fresh(Kind, Step),
 }
@@ -51,7 +53,7 @@ pub const HEADERS: Case = case("parse only", PARSE, None, Packets::Unrelated(Tcp
 /// The wrapper alone.
 pub const OVERHEAD: Case = case("wrapper", WRAPPER, None, Packets::Unrelated(Tcp::ACK));
 /// The stop watch alone.
-pub const STOP_WATCH: Case = case("stop watch", WATCH, None, Packets::Unrelated(Tcp::ACK));
+pub const STOP_WATCH: Case = case("stop watch", WRAPPER, None, Packets::Timed);
 
 /// Not for a service.
 pub const NOT_SERVICE: Case = ingress("not for a service", Reason::NotService, Packets::Unrelated(Tcp::ACK));
@@ -63,10 +65,10 @@ pub const ESTABLISHED_PLAIN: Case =
     ingress("established, no affinity", Reason::Established, Packets::Requests(Kind::Plain));
 /// First packet, affinity hit.
 pub const FIRST_HIT: Case =
-    case("first packet, affinity hit", FIRST, Some(Reason::AffinityHit), Packets::First(Kind::Sticky));
+    ingress("first packet, affinity hit", Reason::AffinityHit, Packets::First(Kind::Sticky, Forget::Connection));
 /// First packet, without affinity.
 pub const FIRST_PLAIN: Case =
-    case("first packet, no affinity", FIRST, Some(Reason::Hashed), Packets::First(Kind::Plain));
+    ingress("first packet, no affinity", Reason::Hashed, Packets::First(Kind::Plain, Forget::Connection));
 
 /// The rows that are measured with every number of services.
 pub const CASES: [Case; 13] = [
@@ -78,7 +80,7 @@ pub const CASES: [Case; 13] = [
     case("reply (egress)", EGRESS, Some(Reason::Reply), Packets::Replies(Kind::Sticky)),
     ingress("UDP established, affinity", Reason::Established, Packets::Requests(Kind::StickyUdp)),
     FIRST_HIT,
-    case("first packet, new client", FIRST_NEW, Some(Reason::AffinityNew), Packets::First(Kind::Sticky)),
+    ingress("first packet, new client", Reason::AffinityNew, Packets::First(Kind::Sticky, Forget::Client)),
     FIRST_PLAIN,
     FRESH[0],
     FRESH[1],
@@ -134,7 +136,12 @@ impl Fresh {
 impl Case {
     /// The row whose cost is not the packet's.
     pub fn overhead(&self) -> Self {
-        if matches!(self.packets, Packets::First(_)) { STOP_WATCH } else { OVERHEAD }
+        if self.is_timed() { STOP_WATCH } else { OVERHEAD }
+    }
+
+    /// Whether the wrapper's stop watch measures it.
+    fn is_timed(&self) -> bool {
+        matches!(self.packets, Packets::First(..) | Packets::Timed)
     }
 
     /// Whether it leaves connections behind, and clients.
@@ -160,27 +167,32 @@ impl Case {
         if self.makes_entries() && !keep {
             node.forget()?;
         }
-        Ok(done.nanos)
+        Ok(if self.is_timed() { done.watch } else { done.nanos })
     }
 
     fn frame(&self, node: &Node, fresh: &mut Fresh, runs: u32) -> Result<Vec<u8>> {
         Ok(match self.packets {
-            Packets::Unrelated(flags) => frame::repeated(&frame::tcp(CLIENT, STRANGER, flags), CLIENT, Step::Same),
-            Packets::First(kind) => {
+            Packets::Unrelated(flags) => {
+                frame::repeated(&frame::tcp(CLIENT, STRANGER, flags), CLIENT, Step::Same, Forget::Nothing)
+            }
+            Packets::Timed => {
+                frame::repeated(&frame::tcp(CLIENT, STRANGER, Tcp::SYN), CLIENT, Step::Same, Forget::Connection)
+            }
+            Packets::First(kind, forget) => {
                 open(node, kind)?;
-                frame::repeated(&first(kind, CLIENT), CLIENT, Step::Same)
+                frame::repeated(&first(kind, CLIENT), CLIENT, Step::Same, forget)
             }
             Packets::Fresh(kind, step) => {
                 let from = fresh.take(step, runs);
-                frame::repeated(&first(kind, from), from, step)
+                frame::repeated(&first(kind, from), from, step, Forget::Nothing)
             }
             Packets::Requests(kind) => {
                 open(node, kind)?;
-                frame::repeated(&later(kind, CLIENT, kind.frontend()), CLIENT, Step::Same)
+                frame::repeated(&later(kind, CLIENT, kind.frontend()), CLIENT, Step::Same, Forget::Nothing)
             }
             Packets::Replies(kind) => {
                 let backend = open(node, kind)?;
-                frame::repeated(&later(kind, backend, CLIENT), backend, Step::Same)
+                frame::repeated(&later(kind, backend, CLIENT), backend, Step::Same, Forget::Nothing)
             }
         })
     }
@@ -204,7 +216,7 @@ fn later(kind: Kind, from: SocketAddrV4, to: SocketAddrV4) -> Packet {
 
 /// Makes the client's connection to a service: both sides have sent something. Returns the backend.
 fn open(node: &Node, kind: Kind) -> Result<SocketAddrV4> {
-    let translated = node.pass(INGRESS, &frame::repeated(&first(kind, CLIENT), CLIENT, Step::Same))?;
+    let translated = node.pass(INGRESS, &frame::repeated(&first(kind, CLIENT), CLIENT, Step::Same, Forget::Nothing))?;
     let at = ETHERNET + 16;
     let address = <[u8; 4]>::try_from(&translated[at..at + 4])?;
     let port = u16::from_be_bytes([translated[at + 6], translated[at + 7]]);
@@ -213,7 +225,7 @@ fn open(node: &Node, kind: Kind) -> Result<SocketAddrV4> {
     for (program, packet, from) in
         [(EGRESS, later(kind, backend, CLIENT), backend), (INGRESS, later(kind, CLIENT, kind.frontend()), CLIENT)]
     {
-        node.pass(program, &frame::repeated(&packet, from, Step::Same))?;
+        node.pass(program, &frame::repeated(&packet, from, Step::Same, Forget::Nothing))?;
     }
     Ok(backend)
 }

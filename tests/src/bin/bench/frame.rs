@@ -27,6 +27,17 @@ impl Step {
     }
 }
 
+/// What the wrapper forgets before each run; where it does, it times the pipeline itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forget {
+    /// Nothing.
+    Nothing,
+    /// The connection.
+    Connection,
+    /// The connection and the client.
+    Client,
+}
+
 /// A packet's source as the number that steps: after the last port comes the next address.
 pub fn position(source: SocketAddrV4) -> u64 {
     u64::from(u32::from(*source.ip())) << 16 | u64::from(source.port())
@@ -51,19 +62,26 @@ pub fn udp(from: SocketAddrV4, to: SocketAddrV4) -> Packet {
 }
 
 /// What the wrapper needs, in bytes.
-const PAYLOAD: usize = 36;
+const PAYLOAD: usize = 40;
 /// Of it, the stop watch.
 const WATCH: usize = 8;
 /// Where it is: behind 20 bytes of IPv4 header and as many of whatever follows.
 const AT: usize = ETHERNET + 40;
 
 /// The packet's frame, for the wrapper to make it anew before each run and to step its source first.
-pub fn repeated(packet: &Packet, from: SocketAddrV4, step: Step) -> Vec<u8> {
+pub fn repeated(packet: &Packet, from: SocketAddrV4, step: Step, forget: Forget) -> Vec<u8> {
     let mut frame = packet.build();
     let copies = [30..34, 36..38, 24..26, 40..42, 50..52].map(|range| frame[range].to_vec()).concat();
     // The wrapper steps before the first run.
     let before = position(from).wrapping_sub(step.increment());
-    let payload = [&before.to_ne_bytes()[..], &step.increment().to_ne_bytes(), &copies, &[0; WATCH]].concat();
+    let payload = [
+        &before.to_ne_bytes()[..],
+        &step.increment().to_ne_bytes(),
+        &copies,
+        &(forget as u32).to_ne_bytes(),
+        &[0; WATCH],
+    ]
+    .concat();
     frame[AT..AT + PAYLOAD].copy_from_slice(&payload);
     frame
 }
@@ -89,7 +107,7 @@ mod tests {
     fn frames_have_room_for_the_wrapper_s_part() {
         let (a, b) = (SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1), SocketAddrV4::new(Ipv4Addr::LOCALHOST, 2));
         for packet in [tcp(a, b, Tcp::ACK), udp(a, b)] {
-            assert_eq!(repeated(&packet, a, Step::Same).len(), AT + PAYLOAD);
+            assert_eq!(repeated(&packet, a, Step::Same, Forget::Nothing).len(), AT + PAYLOAD);
         }
     }
 }

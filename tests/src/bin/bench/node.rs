@@ -24,23 +24,17 @@ use serde::Serialize;
 use crate::frame;
 
 /// The programs of the object.
-pub const PROGRAMS: [&str; 8] = [EMPTY, PARSE, WRAPPER, INGRESS, EGRESS, WATCH, FIRST, FIRST_NEW];
+pub const PROGRAMS: [&str; 5] = [EMPTY, PARSE, WRAPPER, INGRESS, EGRESS];
 /// Returns at once.
 pub const EMPTY: &str = "bench_empty";
 /// Reads the headers.
 pub const PARSE: &str = "bench_parse";
 /// The wrapper alone.
-pub const WRAPPER: &str = "bench_restore";
+pub const WRAPPER: &str = "bench_wrapper";
 /// The wrapper and the ingress pipeline.
 pub const INGRESS: &str = "bench_ingress";
 /// The wrapper and the egress pipeline.
 pub const EGRESS: &str = "bench_egress";
-/// The stop watch with nothing to time.
-pub const WATCH: &str = "bench_watch";
-/// The ingress pipeline by the stop watch, on a connection that was forgotten before.
-pub const FIRST: &str = "bench_first";
-/// The same, where the client was forgotten too.
-pub const FIRST_NEW: &str = "bench_first_new";
 
 /// How many backends each service has.
 const BACKENDS: u32 = 5;
@@ -97,8 +91,10 @@ pub struct ProgramSize {
 
 /// What a series of runs came to.
 pub struct Runs {
-    /// Nanoseconds a run, by the kernel or, in a program that has one, by its stop watch.
+    /// Nanoseconds a run: the kernel's measurement.
     pub nanos: f64,
+    /// Nanoseconds a run: the wrapper's own measurement.
+    pub watch: f64,
     /// Packets counted by reason, as far as any were.
     pub counted: Vec<(Reason, u64)>,
 }
@@ -171,13 +167,9 @@ impl Node {
         let counted = Reason::ALL.into_iter().zip(before.into_iter().zip(after));
         let counted =
             counted.map(|(reason, (before, after))| (reason, after - before)).filter(|(_, n)| *n > 0).collect();
-        let nanos = if [WATCH, FIRST, FIRST_NEW].contains(&program) {
-            let total = frame::watch(&out).context("a frame without a stop watch")?;
-            f64::from(u32::try_from(total)?) / f64::from(repeat)
-        } else {
-            f64::from(u32::try_from(result.duration.as_nanos())?)
-        };
-        Ok(Runs { nanos, counted })
+        let nanos = f64::from(u32::try_from(result.duration.as_nanos())?);
+        let watch = frame::watch(&out).context("a frame without a stop watch")?;
+        Ok(Runs { nanos, watch: f64::from(u32::try_from(watch)?) / f64::from(repeat), counted })
     }
 
     /// Runs a program once on a frame and returns the frame that comes out of it.

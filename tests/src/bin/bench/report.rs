@@ -42,7 +42,7 @@ pub struct Floor {
     pub parse: Summary,
     /// The wrapper that makes the packet anew for each run, over the empty program.
     pub wrapper: Summary,
-    /// The stop watch of the programs that have one, with nothing to time.
+    /// The wrapper's stop watch with nothing to time.
     pub watch: Summary,
 }
 
