@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Profile},
-    machine, process, suites,
+    machine, process, suites, workspace,
 };
 
 /// Build, then measure the nanoseconds that a packet costs
@@ -28,6 +28,7 @@ pub struct Args {
 pub fn verb(args: Args) -> Result<()> {
     let (daemon, bench) = build::daemon_and("bench", Profile::Release)?;
     let mut command = suites::command(&bench, &daemon);
+    command.arg("--object").arg(workspace::bench_object());
     if let Some(json) = args.json {
         let json = std::path::absolute(&json).with_context(|| json.display().to_string())?;
         command.arg("--json").arg(json);

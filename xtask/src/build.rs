@@ -68,12 +68,13 @@ pub fn daemon_and(name: &str, profile: Profile) -> Result<(PathBuf, PathBuf)> {
     Ok((daemon, other))
 }
 
-/// Compiles the datapath to `target/bpf/affinity.o`. The file is touched only where its content changes, so that nothing
+/// Compiles the datapath to `target/bpf/affinity.o`, and the benchmark's to `bench.o` there. A file is touched only where its content changes, so that nothing
 /// in user space is compiled anew for nothing.
 pub fn object() -> Result<PathBuf> {
     process::run(setup::toolchain()?.build()).context("compiling the datapath")?;
     let object = workspace::object();
-    copy_if_changed(&toolchain::built_object(), &object)?;
+    copy_if_changed(&toolchain::built_object("affinity"), &object)?;
+    copy_if_changed(&toolchain::built_object("affinity-bench"), &workspace::bench_object())?;
     Ok(object)
 }
 

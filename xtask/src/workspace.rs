@@ -21,6 +21,11 @@ pub fn object() -> PathBuf {
     root().join("target/bpf/affinity.o")
 }
 
+/// Where the benchmark looks for the BPF object that it measures.
+pub fn bench_object() -> PathBuf {
+    root().join("target/bpf/bench.o")
+}
+
 /// Where what takes long to make is kept for all checkouts: `$XDG_CACHE_HOME/affinity`.
 pub fn cache() -> Result<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());

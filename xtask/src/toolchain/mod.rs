@@ -130,9 +130,9 @@ impl Toolchain {
     }
 }
 
-/// Where the linked object is after [`Toolchain::build`].
-pub fn built_object() -> PathBuf {
-    target_directory().join(TARGET).join("bpf/affinity")
+/// Where a linked object is after [`Toolchain::build`].
+pub fn built_object(name: &str) -> PathBuf {
+    target_directory().join(TARGET).join("bpf").join(name)
 }
 
 fn target_directory() -> PathBuf {

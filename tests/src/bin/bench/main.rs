@@ -38,7 +38,7 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// The BPF object to measure
-    #[arg(long, value_name = "FILE", env = "AFFINITY_BENCH_OBJECT", default_value = "target/bpf/bench.o")]
+    #[arg(long, value_name = "FILE", default_value = "target/bpf/bench.o")]
     object: PathBuf,
 }
 
