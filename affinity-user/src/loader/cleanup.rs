@@ -3,8 +3,13 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::attach;
+
+/// How long the kernel may take to detach. (Another pin directory's programs, on the same node, stay.)
+const DETACHED: Duration = Duration::from_secs(2);
 
 /// Removes everything that affinity has attached, pinned and written. Maps of any layout will do. Returns what was removed,
 /// in lines; nothing where there was nothing.
@@ -14,6 +19,10 @@ use super::attach;
 pub fn cleanup(pin_dir: &Path, state_dir: &Path) -> io::Result<Vec<String>> {
     let mut removed = Vec::new();
     attach::drop_others(pin_dir, |_| false);
+    let patience = Instant::now() + DETACHED;
+    while attach::is_met_anywhere() && Instant::now() < patience {
+        thread::sleep(Duration::from_millis(5));
+    }
     for (directory, what) in [(pin_dir, "maps and links pinned under"), (state_dir, "the daemon's files in")] {
         match remove(directory) {
             Ok(0) => {}

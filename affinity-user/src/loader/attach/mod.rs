@@ -152,6 +152,11 @@ pub(super) fn drop_others(pin_dir: &Path, keep: impl Fn(u32) -> bool) {
     }
 }
 
+/// Whether a packet still meets our programs anywhere.
+pub(super) fn is_met_anywhere() -> bool {
+    names().iter().any(|interface| tcx::is_met(interface) || clsact::is_attached(interface))
+}
+
 /// Where programs are, as the pins and the kernel tell without a daemon.
 pub(super) fn attached(pin_dir: &Path) -> Vec<Attachment> {
     let links = links_dir(pin_dir);

@@ -80,6 +80,16 @@ pub(super) fn detach(links: &Path, goes: impl Fn(&Pin) -> bool) {
     }
 }
 
+/// Whether a packet still meets our programs on an interface: the kernel takes a link off some time after its pin.
+pub(super) fn is_met(interface: &str) -> bool {
+    Direction::ALL.iter().any(|direction| {
+        // The kernel cuts names at 15 bytes.
+        let ours = |name: &[u8]| !name.is_empty() && direction.program().as_bytes().starts_with(name);
+        SchedClassifier::query_tcx(interface, direction.hook())
+            .is_ok_and(|(_, programs)| programs.iter().any(|program| ours(program.name())))
+    })
+}
+
 /// Whether our links are on an interface.
 pub(super) fn is_attached(links: &Path, ifindex: u32) -> bool {
     Direction::ALL.iter().all(|direction| Pin::path(links, ifindex, *direction).exists())
