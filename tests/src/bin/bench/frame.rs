@@ -100,7 +100,7 @@ mod tests {
     fn after_the_last_port_comes_the_next_address() {
         let last = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 255), u16::MAX);
         assert_eq!(advance(last, Step::Port, 1), SocketAddrV4::new(Ipv4Addr::new(10, 0, 1, 0), 0));
-        assert_eq!(advance(last, Step::Address, 1), SocketAddrV4::new(Ipv4Addr::new(10, 0, 1, 255), u16::MAX));
+        assert_eq!(advance(last, Step::Address, 1), SocketAddrV4::new(Ipv4Addr::new(10, 0, 1, 0), u16::MAX));
     }
 
     #[test]
