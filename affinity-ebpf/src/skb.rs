@@ -10,9 +10,7 @@ use affinity_common::dp::{Checksum, Packet, RewriteError};
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::{
-        bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
-    },
+    helpers::generated::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
     programs::TcContext,
 };
 
@@ -89,13 +87,6 @@ impl Packet for Skb {
         done(unsafe {
             bpf_skb_store_bytes(self.ctx.as_ptr().cast(), offset as u32, bytes.as_ptr().cast(), N as u32, 0)
         })
-    }
-
-    #[inline(always)]
-    fn update_header_checksum(&mut self, at: usize, from: [u8; 4], to: [u8; 4]) -> Result<(), RewriteError> {
-        let (from, to) = (u32::from_ne_bytes(from), u32::from_ne_bytes(to));
-        // SAFETY: the helper checks the offset.
-        done(unsafe { bpf_l3_csum_replace(self.ctx.as_ptr().cast(), at as u32, from.into(), to.into(), 4) })
     }
 
     #[inline(always)]

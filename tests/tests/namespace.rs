@@ -340,11 +340,11 @@ fn interfaces_come_and_go() -> Result<()> {
     site.lab.set_link(&again, false)?;
     site.lab.set_link(&again, true)?;
     wait::until("it after its link was down", 5 * SECOND, || Ok(ask(&again, STICKY).ok()))?;
-    let status = site.cli().json(&["status"])?.to_string();
-    assert!(
-        status.contains(&again.node_interface) && !status.contains(&format!("\"{}\"", new.node_interface)),
-        "{status}"
-    );
+    wait::until("a status that names who is there", 5 * SECOND, || {
+        let status = site.cli().json(&["status"])?["attachments"].to_string();
+        let names = |interface| status.contains(&format!("\"{interface}\""));
+        Ok((names(&again.node_interface) && !names(&new.node_interface)).then_some(()))
+    })?;
     Ok(())
 }
 

@@ -108,8 +108,6 @@ pub trait Packet {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
     /// Writes bytes in place.
     fn write<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), RewriteError>;
-    /// Makes the IPv4 header checksum at `at` follow four bytes that change.
-    fn update_header_checksum(&mut self, at: usize, from: [u8; 4], to: [u8; 4]) -> Result<(), RewriteError>;
     /// Makes the transport checksum follow an address of the pseudo-header that changes.
     fn update_checksum_by_address(&mut self, sum: Checksum, from: &[u8], to: &[u8]) -> Result<(), RewriteError>;
     /// Makes the transport checksum follow a port that changes.

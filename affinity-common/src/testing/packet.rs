@@ -220,13 +220,6 @@ impl Packet for FakePacket {
         Ok(())
     }
 
-    fn update_header_checksum(&mut self, at: usize, from: [u8; 4], to: [u8; 4]) -> Result<(), RewriteError> {
-        self.allow_write()?;
-        let field = self.field(at)?;
-        *field = (!replaced(!u16::from_be_bytes(*field), &from, &to)).to_be_bytes();
-        Ok(())
-    }
-
     fn update_checksum_by_address(&mut self, sum: Checksum, from: &[u8], to: &[u8]) -> Result<(), RewriteError> {
         self.replace(sum, from, to, true)
     }
