@@ -9,8 +9,10 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the macros of aya make public functions beside the documented ones")]
+#![expect(clippy::cast_possible_truncation, reason = "a word is taken apart into its halves")]
 #![feature(asm_experimental_arch)]
 
+mod clock;
 mod env;
 mod maps;
 mod object;
@@ -58,8 +60,9 @@ pub fn bench_parse(ctx: TcContext) -> i32 {
 
 /// What the wrapper costs.
 #[classifier]
+#[expect(clippy::needless_pass_by_value, reason = "as the macro passes it")]
 pub fn bench_wrapper(ctx: TcContext) -> i32 {
-    let run = Run::start(&ctx);
+    let run = Run::start(ctx.skb.skb);
     let verdict = NEXT;
     run.end();
     verdict
@@ -68,7 +71,7 @@ pub fn bench_wrapper(ctx: TcContext) -> i32 {
 /// The wrapper around the ingress pipeline.
 #[classifier]
 pub fn bench_ingress(ctx: TcContext) -> i32 {
-    let run = Run::start(&ctx);
+    let run = Run::start(ctx.skb.skb);
     let verdict = pipeline::ingress(ctx);
     run.end();
     verdict
@@ -77,7 +80,7 @@ pub fn bench_ingress(ctx: TcContext) -> i32 {
 /// The wrapper around the egress pipeline.
 #[classifier]
 pub fn bench_egress(ctx: TcContext) -> i32 {
-    let run = Run::start(&ctx);
+    let run = Run::start(ctx.skb.skb);
     let verdict = pipeline::egress(ctx);
     run.end();
     verdict
@@ -112,12 +115,12 @@ impl Run {
     /// Makes the packet's addresses, ports and checksums what its payload says, having stepped its source, and forgets
     /// what is to be forgotten.
     #[inline(always)]
-    fn start(ctx: &TcContext) -> Self {
-        let forgets = restore(ctx).unwrap_or(0);
+    fn start(skb: *mut __sk_buff) -> Self {
+        let forgets = restore(&TcContext::new(skb)).unwrap_or(0);
         if forgets != 0 {
-            forget(ctx, forgets > 1);
+            forget(skb, forgets > 1);
         }
-        Self { skb: ctx.skb.skb, start: (forgets != 0).then(nanos) }
+        Self { skb, start: (forgets != 0).then(nanos) }
     }
 
     /// Adds the pipeline's time to the packet's stop watch, where it is timed.
@@ -161,8 +164,8 @@ fn restore(ctx: &TcContext) -> Option<u32> {
 
 /// Forgets the connection that the packet is the first of, and its client where that is wanted.
 #[inline(always)]
-fn forget(ctx: &TcContext, client_too: bool) {
-    let Ok(h) = V4::parse(&Skb::new(TcContext::new(ctx.skb.skb))) else { return };
+fn forget(skb: *mut __sk_buff, client_too: bool) {
+    let Ok(h) = V4::parse(&Skb::new(TcContext::new(skb))) else { return };
     let forward = ConntrackKey::<V4>::forward(h.src, h.src_port, h.dst, h.dst_port, h.proto);
     if let Some(entry) = Kernel.conntrack(&forward) {
         let held = entry.load();
@@ -172,6 +175,6 @@ fn forget(ctx: &TcContext, client_too: bool) {
     }
     if client_too && let Some(frontend) = Kernel.frontend(&FrontendKey::<V4>::new(h.dst, h.dst_port, h.proto)) {
         // There is none before the first run.
-        let _ = V4::affinity().remove(&AffinityKey::new(h.src, frontend.service, frontend.scope));
+        let _ = V4::affinity().remove(AffinityKey::new(h.src, frontend.service, frontend.scope));
     }
 }

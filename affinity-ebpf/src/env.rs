@@ -17,10 +17,13 @@ use affinity_common::{
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    helpers::generated::bpf_get_prandom_u32,
 };
 
-use crate::maps::{BACKEND_STATS, CONFIG, COUNTERS, EVENTS, Maps, SLOTS};
+use crate::{
+    clock,
+    maps::{BACKEND_STATS, CONFIG, COUNTERS, EVENTS, Maps, SLOTS},
+};
 
 /// The kernel that runs us.
 pub struct Kernel;
@@ -41,8 +44,7 @@ impl<F: Maps> Env<F> for Kernel {
 
     #[inline(always)]
     fn now(&self) -> Nanos {
-        // SAFETY: takes nothing, returns a number.
-        Nanos(unsafe { bpf_ktime_get_coarse_ns() })
+        clock::now()
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@
 #![expect(missing_docs, reason = "the macros of aya make public functions beside the documented ones")]
 #![feature(asm_experimental_arch)]
 
+mod clock;
 mod env;
 mod maps;
 mod object;

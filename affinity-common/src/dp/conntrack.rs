@@ -17,7 +17,18 @@ use crate::{
 
 use super::select::Choice;
 
-/// What a packet shows of its connection.
+/// How a packet stands to its connection.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    /// It opens one, and nothing is known of any on the same ports.
+    First,
+    /// It opens one on ports that are known: it comes again, or the connection before it is over.
+    Again,
+    /// It belongs to one that is open.
+    Later,
+}
+
+/// Which end a packet comes from.
 #[derive(Clone, Copy)]
 enum From {
     Client,
@@ -116,7 +127,7 @@ fn look_after<F: Family, E: Env<F>>(
 pub fn open<F: Family, E: Env<F>>(
     env: &E,
     key: &ConntrackKey<F>,
-    old: Option<(E::Conntrack, Conntrack<F>)>,
+    old: Option<E::Conntrack>,
     frontend: &Frontend,
     choice: &Choice<F>,
     headers: &Headers<F>,
@@ -138,21 +149,14 @@ pub fn open<F: Family, E: Env<F>>(
         zero: 0,
         addr,
     };
-    if let Some((_, old)) = &old
-        && (old.addr, old.port) != (addr, port)
-    {
-        // A connection that moved to another backend: what the old one still sends is no reply any more.
-        let stale = ConntrackKey::reverse(key.client, key.client_port, old.addr, old.port, key.proto);
-        if let Some(entry) = env.conntrack(&stale)
-            && leads_to(&entry.load(), key)
-        {
-            env.conntrack_remove(&stale);
-        }
+    if let Some(entry) = &old {
+        leave(env, key, &entry.load(), &forward);
     }
-    claim_reverse(env, key, &forward, now, true)?;
+    let role = if old.is_some() { Role::Again } else { Role::First };
+    claim_reverse(env, key, &forward, now, role)?;
     match old {
         // A SYN that comes again, or a connection after another on the same ports: no map is written.
-        Some((entry, held)) if is_same_way(&held, &forward) => {
+        Some(entry) if is_same_way(&entry.load(), &forward) => {
             entry.count_packet();
             entry.set_last_seen(at);
             entry.set_due(due);
@@ -164,6 +168,21 @@ pub fn open<F: Family, E: Env<F>>(
         }
     }
     Ok(())
+}
+
+/// Takes away the way back of a connection that moves to another backend: what the old one still sends is no reply any
+/// more.
+#[inline(always)]
+fn leave<F: Family, E: Env<F>>(env: &E, key: &ConntrackKey<F>, old: &Conntrack<F>, new: &Conntrack<F>) {
+    if (old.addr, old.port) == (new.addr, new.port) {
+        return;
+    }
+    let way = ConntrackKey::reverse(key.client, key.client_port, old.addr, old.port, key.proto);
+    if let Some(entry) = env.conntrack(&way)
+        && leads_to(&entry.load(), key)
+    {
+        env.conntrack_remove(&way);
+    }
 }
 
 #[inline(always)]
@@ -184,7 +203,7 @@ fn keep_reverse<F: Family, E: Env<F>>(
     forward: &Conntrack<F>,
     now: Nanos,
 ) -> Result<(), Reason> {
-    claim_reverse(env, key, forward, now, false)
+    claim_reverse(env, key, forward, now, Role::Later)
 }
 
 /// Sees to it that the replies of a connection find their way back. Where another live connection has the same client
@@ -195,39 +214,45 @@ fn claim_reverse<F: Family, E: Env<F>>(
     key: &ConntrackKey<F>,
     forward: &Conntrack<F>,
     now: Nanos,
-    opens: bool,
+    role: Role,
 ) -> Result<(), Reason> {
     let way = ConntrackKey::reverse(key.client, key.client_port, forward.addr, forward.port, key.proto);
     let reverse = Conntrack { packets: 0, addr: key.peer, port: key.peer_port, ..*forward };
-    if let Some(entry) = env.conntrack(&way) {
-        let held = entry.load();
-        if leads_to(&held, key) && held.service == forward.service && held.backend == forward.backend {
-            let seen = if opens { forward.seen } else { held.seen | forward.seen };
-            if held.seen != seen {
-                entry.set_seen(seen);
-            }
-            entry.set_last_seen(now.ticks());
-            return Ok(());
+    // It is seldom there for a first packet, and nearly always for another: tried in the order that takes one call.
+    if role == Role::First {
+        match env.conntrack_insert(&way, &reverse) {
+            Err(Refused::Exists) => {}
+            done => return done.map_err(|_| Reason::ConntrackRefused),
         }
-        let is_free = held.has_expired(key.proto, now.ticks()) || opens && held.is_over();
-        if !leads_to(&held, key) && !is_free {
+    }
+    let Some(entry) = env.conntrack(&way) else {
+        return match env.conntrack_insert(&way, &reverse) {
+            // Another packet was quicker: it made the same entry, or took the way for another frontend.
+            Err(Refused::Exists) if env.conntrack(&way).is_some_and(|entry| !leads_to(&entry.load(), key)) => {
+                Err(Reason::Collision)
+            }
+            Ok(()) | Err(Refused::Exists) => Ok(()),
+            Err(Refused::Full) => Err(Reason::ConntrackRefused),
+        };
+    };
+    let held = entry.load();
+    if leads_to(&held, key) && held.service == forward.service && held.backend == forward.backend {
+        let seen = if role == Role::Later { held.seen | forward.seen } else { forward.seen };
+        if held.seen != seen {
+            entry.set_seen(seen);
+        }
+        entry.set_last_seen(now.ticks());
+        return Ok(());
+    }
+    if !leads_to(&held, key) {
+        let is_free = held.has_expired(key.proto, now.ticks()) || role != Role::Later && held.is_over();
+        if !is_free {
             return Err(Reason::Collision);
         }
-        if !leads_to(&held, key) {
-            // What may still come of the connection that had this place must not reach the backend as the new one's.
-            env.conntrack_remove(&ConntrackKey::forward(key.client, key.client_port, held.addr, held.port, key.proto));
-        }
-        return env.conntrack_replace(&way, &reverse).map_err(|_| Reason::ConntrackRefused);
+        // What may still come of the connection that had this place must not reach the backend as the new one's.
+        env.conntrack_remove(&ConntrackKey::forward(key.client, key.client_port, held.addr, held.port, key.proto));
     }
-    match env.conntrack_insert(&way, &reverse) {
-        Ok(()) => Ok(()),
-        // Another packet was quicker: it made the same entry, or took the way for another frontend.
-        Err(Refused::Exists) => match env.conntrack(&way) {
-            Some(entry) if !leads_to(&entry.load(), key) => Err(Reason::Collision),
-            _ => Ok(()),
-        },
-        Err(Refused::Full) => Err(Reason::ConntrackRefused),
-    }
+    env.conntrack_replace(&way, &reverse).map_err(|_| Reason::ConntrackRefused)
 }
 
 /// Sees to it that the requests of a connection find the backend that answers them.

@@ -16,7 +16,7 @@ use crate::{
     },
     family::Family,
     reason::Reason,
-    types::Nanos,
+    types::{Nanos, Port},
 };
 
 /// A packet from a client: DNAT to a backend of the service that it is for.
@@ -60,31 +60,37 @@ fn request<F: Parse + Rewrite, E: Env<F>, P: Packet>(
     headers: &Headers<F>,
     frontend: &Frontend,
 ) -> Result<Reason, Reason> {
-    let now = env.now();
-    let key = ConntrackKey::forward(headers.src, headers.src_port, headers.dst, headers.dst_port, headers.proto);
-    let known = env.conntrack(&key).map(|entry| {
-        let held = entry.load();
-        (entry, held)
-    });
-    let (reason, addr, port) = match known {
-        Some((entry, held)) if still_stands(env, frontend, headers, &held, now) => {
-            conntrack::note_request(env, &key, &entry, &held, frontend, headers, now)?;
-            (Reason::Established, held.addr, held.port)
-        }
-        known => {
-            let choice = select::choose(env, frontend, headers, now)?;
-            conntrack::open(env, &key, known, frontend, &choice, headers, now)?;
-            env.count_connection(&BackendKey { service: frontend.service, backend: choice.id });
-            if env.wants_events(now) {
-                env.emit(&event(frontend, headers, &choice, now));
-            }
-            (choice.reason, choice.backend.addr, choice.backend.port)
-        }
-    };
+    let (reason, addr, port) = backend(env, headers, frontend)?;
     match translate(packet, headers, End::Destination, &addr, port) {
         Ok(()) => Ok(reason),
         Err(_) => Err(Reason::RewriteFailed),
     }
+}
+
+/// Where a client's packet goes: where its connection is or, for the first of one, to the backend chosen now.
+#[inline(always)]
+fn backend<F: Family, E: Env<F>>(
+    env: &E,
+    headers: &Headers<F>,
+    frontend: &Frontend,
+) -> Result<(Reason, F::Addr, Port), Reason> {
+    let now = env.now();
+    let key = ConntrackKey::forward(headers.src, headers.src_port, headers.dst, headers.dst_port, headers.proto);
+    let known = env.conntrack(&key);
+    if let Some(entry) = &known {
+        let held = entry.load();
+        if still_stands(env, frontend, headers, &held, now) {
+            conntrack::note_request(env, &key, entry, &held, frontend, headers, now)?;
+            return Ok((Reason::Established, held.addr, held.port));
+        }
+    }
+    let choice = select::choose(env, frontend, headers, now)?;
+    conntrack::open(env, &key, known, frontend, &choice, headers, now)?;
+    env.count_connection(&BackendKey { service: frontend.service, backend: choice.id });
+    if env.wants_events(now) {
+        env.emit(&event(frontend, headers, &choice, now));
+    }
+    Ok((choice.reason, choice.backend.addr, choice.backend.port))
 }
 
 /// Whether a packet belongs to the connection of its conntrack entry. A TCP connection stays where it is until a SYN
