@@ -92,6 +92,7 @@ impl State {
         for subject in &changes.accepted {
             tracing::info!("accepted: {subject}");
         }
+        let judged = !changes.rejected.is_empty() || !changes.accepted.is_empty();
         let model = &self.model;
         let changes = changes.dirty.into_iter().map(|name| match model.service(&name) {
             Some(view) => Change::Apply(plan(&view)),
@@ -99,6 +100,10 @@ impl State {
         });
         let report = self.reconciler.reconcile(changes);
         self.tell(&report);
+        if judged || !self.reconciler.is_synced() {
+            let report = self.reconciler.withhold(|name| self.model.is_withheld(name));
+            self.tell(&report);
+        }
         if self.model.is_synced() && !self.reconciler.is_synced() {
             let report = self.reconciler.synced();
             tracing::info!("every source has synced");

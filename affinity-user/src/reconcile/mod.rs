@@ -95,6 +95,8 @@ pub struct Reconciler {
     v4: Side<V4>,
     v6: Option<Side<V6>>,
     plans: BTreeMap<ServiceName, Arc<ServicePlan>>,
+    /// Services without a plan that stay as they were found: see [`Self::withhold`].
+    withheld: BTreeSet<ServiceName>,
     problems: Problems,
     synced: bool,
 }
@@ -138,7 +140,8 @@ impl Reconciler {
         }
         shared.adopt_ids(in_use, |id| has_frontends(&v4, id) || v6.as_ref().is_some_and(|v6| has_frontends(v6, id)))?;
         tracing::info!(services = shared.ids.services().count(), entries = found.total(), "took over the maps");
-        Ok(Self { shared, v4, v6, plans: BTreeMap::new(), problems: Problems::default(), synced: false })
+        let (plans, withheld, problems) = Default::default();
+        Ok(Self { shared, v4, v6, plans, withheld, problems, synced: false })
     }
 
     /// Takes changes into the plans and brings the maps to them. What is due for another attempt gets it too.
@@ -146,6 +149,25 @@ impl Reconciler {
         let mut subjects = self.take_changes(changes);
         subjects.extend(self.problems.due(self.shared.now()).cloned());
         self.bring_about(subjects)
+    }
+
+    /// Says of which services nothing good is known, so that none can be planned: what the maps hold of them from an
+    /// earlier time stays. What they held of those that were withheld before, and are not now, is taken out.
+    pub fn withhold(&mut self, is_withheld: impl Fn(&ServiceName) -> bool) -> Report {
+        let held = self.shared.ids.services().map(|(name, _)| &name.service);
+        let withheld = held.filter(|name| is_withheld(name)).cloned().collect();
+        let before = std::mem::replace(&mut self.withheld, withheld);
+        if !self.synced {
+            return Report::default();
+        }
+        let names = self.shared.ids.services().map(|(name, _)| name);
+        let freed = names.filter(|name| before.contains(&name.service) && !self.stays(name));
+        self.bring_about(freed.cloned().map(Subject::ServicePort).collect())
+    }
+
+    /// Whether a service port that no plan names is to stay.
+    fn stays(&self, name: &ServicePortName) -> bool {
+        self.withheld.contains(&name.service) && !self.plans.contains_key(&name.service)
     }
 
     /// Every source was heard out: from now on what no plan wants is taken out. Later calls do nothing.
@@ -256,7 +278,9 @@ impl Reconciler {
             let mut known = BTreeSet::new();
             for (name, id) in self.shared.ids.services() {
                 known.insert(id);
-                subjects.insert(Subject::ServicePort(name.clone()));
+                if !self.stays(name) {
+                    subjects.insert(Subject::ServicePort(name.clone()));
+                }
             }
             let held = self.v4.services.keys().chain(self.v6.iter().flat_map(|v6| v6.services.keys())).copied();
             let found = held.chain(self.shared.services());

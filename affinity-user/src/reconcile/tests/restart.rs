@@ -9,7 +9,7 @@ use affinity_common::{
 };
 
 use super::world::{SIZES, World, frontend, service};
-use crate::tables::Table;
+use crate::{model::ServiceName, tables::Table};
 
 /// Everything with its ids, but for the datapath's maps.
 fn exactly(world: &World) -> Vec<String> {
@@ -61,6 +61,28 @@ fn nothing_is_taken_out_before_every_source_has_synced() {
     assert_eq!(world.meaning(), now);
 
     world.reconciler.synced();
+    let mut fresh = World::new(&SIZES);
+    fresh.apply([service(1, [1]), service(3, [1])]);
+    assert_eq!(world.meaning(), fresh.meaning());
+}
+
+#[test]
+fn what_is_withheld_stays_until_it_is_planned_or_gone() {
+    let mut world = World::new(&SIZES);
+    world.apply([service(1, [1, 2]), service(2, [1]).sticky(10), service(3, [1])]);
+    world.reconciler.synced();
+    let whole = world.meaning();
+    world.restart();
+    world.apply([service(3, [1])]);
+    let bad = |name: &ServiceName| ["s1", "s2"].contains(&&*name.name);
+    assert_eq!(world.reconciler.withhold(bad).writes, 0);
+    world.reconciler.synced();
+    world.reconciler.audit().unwrap();
+    assert_eq!(world.meaning(), whole);
+
+    // One is understood now, the other is gone.
+    world.apply([service(1, [1])]);
+    world.reconciler.withhold(|_| false);
     let mut fresh = World::new(&SIZES);
     fresh.apply([service(1, [1]), service(3, [1])]);
     assert_eq!(world.meaning(), fresh.meaning());
