@@ -68,8 +68,8 @@ pub fn daemon_and(name: &str, profile: Profile) -> Result<(PathBuf, PathBuf)> {
     Ok((daemon, other))
 }
 
-/// Compiles the datapath to `target/bpf/affinity.o`, and the benchmark's to `bench.o` there. A file is touched only where its content changes, so that nothing
-/// in user space is compiled anew for nothing.
+/// Compiles the datapath to `target/bpf/affinity.o`, and the benchmark's to `bench.o` there. A file is touched only where
+/// its content changes, so that nothing in user space is compiled anew for nothing.
 pub fn object() -> Result<PathBuf> {
     process::run(setup::toolchain()?.build()).context("compiling the datapath")?;
     let object = workspace::object();

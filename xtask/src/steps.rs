@@ -72,6 +72,17 @@ fn list(suite_files: &[String]) -> Vec<Step> {
             ]),
         ),
         after("clippy-bpf", Action::ClippyBpf),
+        after(
+            "doc",
+            Action::Cargo(&[
+                "doc",
+                "--config=build.rustdocflags=['--deny=warnings']",
+                "--workspace",
+                "--exclude=affinity-ebpf",
+                "--no-deps",
+                "--all-features",
+            ]),
+        ),
         before("deny", Action::Deny),
         after("common", Action::Tests(&["--package=affinity-common", "--all-features"])),
         after("user", Action::Tests(&["--package=affinity-user"])),
@@ -134,7 +145,7 @@ mod tests {
     #[test]
     fn every_suite_is_a_step_and_those_with_an_api_server_come_last() {
         let steps = steps();
-        assert_eq!(names(&steps)[9..], ["lab", "packet", "demo", "api", "lab_api"]);
+        assert_eq!(names(&steps)[10..], ["lab", "packet", "demo", "api", "lab_api"]);
         assert!(steps.iter().filter(|step| step.needs_api).all(|step| step.action == Action::Suite));
     }
 

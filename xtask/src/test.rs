@@ -21,7 +21,7 @@ use crate::{
 
 /// Run every check and test; install what they need
 ///
-/// The steps: fmt, build, clippy, clippy-bpf, deny, common, user, harness, xtask, the suites of tests/tests (each by its
+/// The steps: fmt, build, clippy, clippy-bpf, doc, deny, common, user, harness, xtask, the suites of tests/tests (each by its
 /// file's name) and demo. The API tests run the kube-apiserver and etcd of `KUBEBUILDER_ASSETS`, or build them once, which
 /// takes about ten minutes, into ~/.cache/affinity. The last line of the output sums all test cases up.
 #[derive(clap::Args)]
