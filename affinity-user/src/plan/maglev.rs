@@ -183,7 +183,8 @@ mod tests {
             let (before, after) = (named(&backends), named(&left));
             prop_assert!(!after.contains(&gone));
             let moved = before.iter().zip(&after).filter(|(b, a)| **b != gone && b != a).count();
-            prop_assert!(moved * 5 <= before.len(), "{} of {} moved", moved, before.len());
+            // At worst; how many in general is what neighbours show.
+            prop_assert!(moved * 3 <= before.len(), "{} of {} moved", moved, before.len());
         }
     }
 }
