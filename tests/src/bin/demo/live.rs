@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use affinity_tests::daemon::binary;
 use affinity_tests::view::SessionRow;
 use anyhow::Result;
 use ratatui::DefaultTerminal;
@@ -30,6 +31,8 @@ struct View {
     news: VecDeque<String>,
     asking: bool,
     daemon: u32,
+    /// Where `affinity` is.
+    binary: String,
 }
 
 const SERVICES: [Service; 2] = [Service::Sticky, Service::Spread];
@@ -42,6 +45,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
         last: [vec![None; clients], vec![None; clients]],
         asking: true,
         daemon: stage.daemon_pid().unwrap_or_default(),
+        binary: binary()?.display().to_string(),
         ..View::default()
     };
     view.tell("press 1 to 5 to take a pod away, and again to bring it back".into());
@@ -153,7 +157,7 @@ fn draw(frame: &mut ratatui::Frame<'_>, stage: &Stage, view: &View) {
     frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(" what happened ")), news);
     let help_text = vec![
         Line::from(" 1-5 pod away/back   n ClientIP/None   space clients silent/asking   q quit").bold(),
-        Line::from(format!(" look around: nsenter --target {} --net --mount affinity session list", view.daemon)),
+        Line::from(format!(" look around: nsenter -t {} -n -m {} session list", view.daemon, view.binary)),
     ];
     frame.render_widget(Paragraph::new(help_text), help);
 }
