@@ -7,6 +7,7 @@
 //!
 //! What the maps hold is read by [`view`], and what happens by [`monitor`]; [`cli`] prints both.
 
+pub mod causes;
 pub mod cli;
 pub mod daemon;
 pub mod loader;

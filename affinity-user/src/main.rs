@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use affinity_user::causes::in_full;
 use affinity_user::cli::{Cli, execute};
 use clap::Parser as _;
 
@@ -9,7 +10,7 @@ fn main() -> ExitCode {
     match execute(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("affinity: {error:#}");
+            eprintln!("affinity: {}", in_full(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -550,6 +550,40 @@ fn who_is_not_root_is_told_so_in_a_line() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_datapath_logs_each_packet_where_that_was_asked_for() -> Result<()> {
+    for (arguments, logs) in [(&["--datapath-log", "debug"][..], true), (&[][..], false)] {
+        let site = Site::new(LabOptions::default(), arguments)?;
+        site.ask(0, STICKY)?;
+        let has = |reason: &str| site.daemon.log().contains(reason);
+        if logs {
+            wait::until_true("both directions in the log", 5 * SECOND, || {
+                Ok(["ingress: ", "bytes: affinity-new", "egress: ", "bytes: reply"].iter().all(|text| has(text)))
+            })?;
+        } else {
+            assert!(!has("affinity-new"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_source_that_is_none_is_told_in_a_line_before_anything_is_loaded() -> Result<()> {
+    require_root();
+    let pins = tempfile::Builder::new().prefix("affinity-").tempdir()?;
+    let nowhere = pins.path().join("nowhere");
+    for flag in ["--source-dir", "--kubeconfig"] {
+        let mut command = Command::new(affinity_tests::daemon::binary()?);
+        let output = command.args(["run", flag]).arg(&nowhere).arg("--pin-dir").arg(pins.path()).output()?;
+        let error = String::from_utf8(output.stderr)?;
+        ensure!(!output.status.success(), "{flag}: {error}");
+        assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+        assert!(error.contains("nowhere: ") && error.matches("No such file").count() == 1, "{error}");
+    }
+    assert_eq!(fs::read_dir(pins.path())?.count(), 0);
+    Ok(())
+}
+
 /// Two threads of one client connect at the same instant, each time as a client that is new to the service: both reach one
 /// pod. (The suite `race` does 10,000 pairs of each kind on the programs; this is the same over real sockets.)
 #[test]

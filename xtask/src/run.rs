@@ -12,7 +12,8 @@ use crate::{
 /// Build, then show live how clients keep their pods, in network namespaces
 ///
 /// Three clients, five pods and a node that routes between them, all in namespaces that go when it ends; the machine's own
-/// interfaces are left alone. With --kubeconfig the daemon runs on this machine against a cluster instead. Needs root, and asks sudo for it.
+/// interfaces are left alone. With --kubeconfig the daemon runs on this machine against a cluster instead. Needs root, and
+/// asks sudo for it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask run           # live, until Ctrl-C\n  \
                         cargo xtask run --once    # the whole tour; exits 0 only if every expectation held\n  \

@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use crate::loader::interfaces::{Follower, Patterns, watch};
 use crate::loader::{self, Datapath, LoadError};
 use crate::reconcile::Reconciler;
-use crate::sources::{SourceEvent, directory, kubernetes};
+use crate::sources::{SourceError, SourceEvent, directory, kubernetes};
 use crate::status::StatusError;
 use crate::tables::{TableError, bpf};
 
@@ -61,6 +61,9 @@ pub enum DaemonError {
     /// The maps can't be taken over.
     #[error("the pinned maps can't be taken over: {0}")]
     TakeOver(#[from] TableError),
+    /// There is no API server to follow.
+    #[error(transparent)]
+    Kubernetes(#[from] SourceError),
     /// The source can't be followed.
     #[error("{path}: {source}", path = path.display())]
     Directory {
@@ -92,6 +95,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 pub async fn run(options: Options) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // What is wrong already now is for whoever has typed it, not for the log.
+    let mut events = follow_source(&options.source).await?;
     let mut datapath = Datapath::open(&options.loader)?;
     for warning in datapath.warnings() {
         tracing::warn!("{warning}");
@@ -101,7 +106,6 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     }
     let tables = bpf::open_pinned(&options.loader.pin_dir)?;
     let reconciler = Reconciler::open(tables, Box::new(Instant::now))?;
-    let mut events = follow_source(&options.source)?;
     let (sender, mut links) = mpsc::channel(64);
     let watcher = tokio::spawn(watch(sender));
     let follower = Follower::new(Patterns::new(&options.interfaces));
@@ -137,11 +141,15 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     Ok(())
 }
 
-fn follow_source(source: &Source) -> Result<mpsc::Receiver<SourceEvent>, DaemonError> {
+async fn follow_source(source: &Source) -> Result<mpsc::Receiver<SourceEvent>, DaemonError> {
     match source {
-        Source::Kubernetes(options) => Ok(kubernetes::watch(options)),
+        Source::Kubernetes(options) => {
+            kubernetes::check(options).await?;
+            Ok(kubernetes::watch(options))
+        }
         Source::Directory(path) => {
-            directory::watch(path).map_err(|source| DaemonError::Directory { path: path.clone(), source })
+            let followed = path.read_dir().and_then(|_| directory::watch(path));
+            followed.map_err(|source| DaemonError::Directory { path: path.clone(), source })
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong between the object and the interfaces: each in one line that says what to do.
 
+use crate::causes;
 use std::io;
 use std::path::PathBuf;
 
@@ -113,7 +114,7 @@ impl LoadError {
     }
 
     pub(super) fn load(error: &EbpfError) -> Self {
-        Self::Load(chain(error))
+        Self::Load(causes::in_full(error))
     }
 
     pub(super) fn verifier(program: &'static str, error: ProgramError, whole_log: bool) -> Self {
@@ -127,22 +128,8 @@ impl LoadError {
                     format!("{io_error}: {} (the whole log: --verifier-log)", last.unwrap_or("its log is empty"))
                 }
             }
-            error => chain(&error),
+            error => causes::in_full(&error),
         };
         Self::Verifier { program, message }
     }
-}
-
-/// An error and what is behind it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
 }

@@ -96,6 +96,14 @@ impl std::fmt::Debug for Access {
     }
 }
 
+/// Finds out whether there is a configuration to reach an API server by. Talks to nobody.
+///
+/// # Errors
+/// Where there is none, or none that can be used.
+pub async fn check(options: &Options) -> Result<(), SourceError> {
+    connect(options).await.map(|_| ())
+}
+
 /// Follows the API server, in tasks of the current tokio runtime, until the receiver is dropped.
 ///
 /// # Panics

@@ -9,7 +9,6 @@ mod documents;
 pub mod kubernetes;
 
 use std::{
-    error::Error as StdError,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,6 +17,7 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 use self::documents::{Contents, Version};
+use crate::causes::in_full;
 use crate::model::{Checked, EndpointSlice, Kind, Model, ObjectName, Problem, Service};
 
 /// How many events wait for the daemon before the source waits for it.
@@ -60,7 +60,7 @@ pub enum Health {
 #[derive(Debug, Error)]
 pub enum SourceError {
     /// The kubeconfig file can't be used.
-    #[error("kubeconfig {path}: {}", chain(source))]
+    #[error("kubeconfig {path}: {}", in_full(source))]
     Kubeconfig {
         /// The file.
         path: PathBuf,
@@ -68,10 +68,10 @@ pub enum SourceError {
         source: Box<kube::config::KubeconfigError>,
     },
     /// Neither a kubeconfig nor a service account of a cluster was found.
-    #[error("no cluster to talk to: give --kubeconfig FILE, or run as a pod ({})", chain(.0))]
+    #[error("no cluster to talk to: give --kubeconfig FILE, or run as a pod ({})", in_full(.0))]
     NoCluster(#[source] Box<kube::config::InferConfigError>),
     /// No client can be made of the configuration.
-    #[error("{url}: {}", chain(source))]
+    #[error("{url}: {}", in_full(source))]
     Client {
         /// The API server.
         url: String,
@@ -79,7 +79,7 @@ pub enum SourceError {
         source: Box<kube::Error>,
     },
     /// The API server can't be reached, or refuses.
-    #[error("{url}: {}", chain(source))]
+    #[error("{url}: {}", in_full(source))]
     Watch {
         /// The API server.
         url: String,
@@ -135,18 +135,4 @@ impl From<Version> for SourceEvent {
             Version::EndpointSlice(version) => Self::EndpointSlice(version),
         }
     }
-}
-
-/// An error with its causes, each told once: the outer ones of a client say little ("client error").
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -99,7 +99,7 @@ impl Target<'_> {
             program: direction.program(),
             interface: self.name.to_owned(),
             mode: mode.name(),
-            message: super::error::chain(error),
+            message: crate::causes::in_full(error),
             gone,
         }
     }
