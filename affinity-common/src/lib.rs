@@ -12,6 +12,7 @@
 pub mod abi;
 pub mod dp;
 pub mod family;
+mod pod;
 pub mod reason;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::abi::pod;
+use crate::pod::pod;
 
 /// How many nanoseconds the recorded time of a map entry counts in one [`Ticks`], as a power of two: 16.8 ms.
 ///

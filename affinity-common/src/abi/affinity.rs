@@ -1,6 +1,7 @@
 //! `affinity_v4`, `affinity_v6`: which backend a client is kept on. Written by the datapath.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 use crate::{
     family::{Family, V4},
     types::{BackendId, Nanos, Seconds, ServiceId, Ticks},

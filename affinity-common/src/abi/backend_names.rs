@@ -1,6 +1,7 @@
 //! `backend_names`: the pod behind each backend, for people. Of user space alone.
 
-use super::{Kind, MapSpec, backends::BackendKey, pod};
+use super::{Kind, MapSpec, backends::BackendKey};
+use crate::pod::pod;
 
 /// How much of a pod's name is kept: the whole of what controllers make (a pod's hostname is cut at 63).
 pub const NAME_MAX: usize = 128;

@@ -1,6 +1,7 @@
 //! `backend_stats`: how often each backend was chosen. Made and removed by user space, counted by the datapath.
 
-use super::{Kind, MapSpec, backends::BackendKey, pod};
+use super::{Kind, MapSpec, backends::BackendKey};
+use crate::pod::pod;
 
 pod! {
     /// What a backend was given.

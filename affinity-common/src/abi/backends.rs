@@ -3,7 +3,8 @@
 //! A backend id belongs to one service port, and the key names both: an affinity entry can't lead to another service's
 //! backend, whatever it holds.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 use crate::{
     family::V4,
     types::{BackendId, Port, ServiceId},

@@ -1,6 +1,7 @@
 //! `config`: one element; what user space tells the datapath while it runs, and the layout's version.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 
 pod! {
     /// The configuration.

@@ -1,6 +1,7 @@
 //! `conntrack_v4`, `conntrack_v6`: the connections that are translated, an entry a direction. Written by the datapath.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 use crate::{
     family::{Family, V4},
     types::{BackendId, Port, Proto, Seconds, ServiceId, Ticks},

@@ -1,6 +1,7 @@
 //! `counters`: packets and bytes by program and reason, a value a CPU. Written by the datapath.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 use crate::reason::{Program, Reason};
 
 pod! {

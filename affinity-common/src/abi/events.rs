@@ -1,6 +1,7 @@
 //! `events`: a ring buffer of what the datapath chose, written only while a reader has asked for it.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 use crate::{
     family::Family,
     types::{BackendId, Port, Proto, ServiceId},

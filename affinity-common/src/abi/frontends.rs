@@ -1,7 +1,8 @@
 //! `frontends_v4`, `frontends_v6`: an address and port that a service is reached by, to the service port behind it.
 //! Written by user space, read for every packet.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 use crate::{
     family::{Family, V4},
     types::{Port, Proto, Seconds, ServiceId},

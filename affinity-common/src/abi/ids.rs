@@ -1,6 +1,7 @@
 //! `ids`: one element; the ids to give out next, so that none is ever reused. Of user space alone.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 use crate::types::{BackendId, ServiceId};
 
 pod! {

@@ -1,6 +1,7 @@
 //! `services`: what each service id stands for, for people and for the next daemon. Of user space alone.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 use crate::types::Proto;
 
 /// The longest name of a namespace, a service or a port: a DNS label (RFC 1123).

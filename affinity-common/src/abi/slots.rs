@@ -3,7 +3,8 @@
 //! A service with affinity has a Maglev table there, one without has each eligible backend once. A run is never changed
 //! while a frontend points at it: a new one is written elsewhere, and the frontend's value switches to it.
 
-use super::{Kind, MapSpec, pod};
+use super::{Kind, MapSpec};
+use crate::pod::pod;
 use crate::types::BackendId;
 
 pod! {

@@ -4,7 +4,11 @@
 //! backend is no longer eligible is replaced, and a live one refreshed, by one compare-and-exchange of backend and last
 //! use. Who loses looks again and adopts what it finds, so two first connections of a client meet on one backend.
 
-use super::{AffinityEntry, Env, Refused};
+use super::{
+    AffinityEntry, Env, Refused,
+    choice::Choice,
+    slots::{first_choice, fresh_choice},
+};
 use crate::{
     abi::{
         affinity::{Affinity, AffinityKey, Pair},
@@ -15,8 +19,6 @@ use crate::{
     reason::Reason,
     types::{BackendId, Nanos},
 };
-
-use super::select::{Choice, first_choice, fresh_choice};
 
 /// How often a packet looks again after another one was quicker. More would mean that the client's entry is replaced
 /// over and over within one packet's time: then the own choice stands.

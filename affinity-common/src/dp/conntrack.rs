@@ -2,6 +2,7 @@
 
 use super::{
     ConntrackEntry, Env, Refused, affinity,
+    choice::Choice,
     parse::{FIN, Headers, RST},
 };
 use crate::{
@@ -14,8 +15,6 @@ use crate::{
     reason::Reason,
     types::{Nanos, Seconds, TICK_SHIFT, Ticks},
 };
-
-use super::select::Choice;
 
 /// How a packet stands to its connection.
 #[derive(Clone, Copy, PartialEq)]

@@ -5,12 +5,14 @@
 //! over the kernel's helpers, `testing` over plain collections with a fake clock and injected faults.
 
 pub mod affinity;
+pub mod choice;
 pub mod conntrack;
 mod env;
 pub mod hash;
 pub mod parse;
 pub mod rewrite;
 pub mod select;
+pub mod slots;
 pub mod tc;
 
 pub use env::{AffinityEntry, Checksum, ConntrackEntry, Env, Packet, Refused, RewriteError};

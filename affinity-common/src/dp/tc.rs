@@ -2,7 +2,9 @@
 //! reverse-path filtering and netfilter in between see a consistent flow of true addresses.
 
 use super::{
-    ConntrackEntry, Env, Packet, conntrack,
+    ConntrackEntry, Env, Packet,
+    choice::Choice,
+    conntrack,
     parse::{Headers, Parse},
     rewrite::{End, Rewrite, translate},
     select,
@@ -112,7 +114,7 @@ fn still_stands<F: Family, E: Env<F>>(
 }
 
 #[inline(always)]
-fn event<F: Family>(frontend: &Frontend, headers: &Headers<F>, choice: &select::Choice<F>, now: Nanos) -> Event {
+fn event<F: Family>(frontend: &Frontend, headers: &Headers<F>, choice: &Choice<F>, now: Nanos) -> Event {
     Event {
         at: now.0,
         service: frontend.service,
