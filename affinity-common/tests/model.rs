@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use affinity_common::abi::affinity::Affinity;
 use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
 use affinity_common::dp::parse::{ACK, FIN, RST, SYN};
-use affinity_common::family::V4;
+use affinity_common::family::{V4, V6};
 use affinity_common::reason::Reason;
-use affinity_common::testing::{Faults, Segment};
+use affinity_common::testing::{Faults, Segment, Wire};
 use affinity_common::types::{Nanos, Proto, TICK_SHIFT};
 use proptest::prelude::*;
 use world::{End, Service, State, World, backend_of};
@@ -86,16 +86,16 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// The world, and what the model remembers beside.
-struct Model {
-    world: World,
+struct Model<F: Wire> {
+    world: World<F>,
     faults: Faults,
     /// The first choices since a service's eligible backends last changed.
     first_choices: BTreeMap<(usize, [u8; 4]), usize>,
     /// The ways back that were evicted: another connection may have taken them.
-    evicted: BTreeSet<ConntrackKey<V4>>,
+    evicted: BTreeSet<ConntrackKey<F>>,
 }
 
-impl Model {
+impl<F: Wire> Model<F> {
     fn new() -> Self {
         let services =
             vec![Service::new(1, Proto::TCP, 3), Service::new(2, Proto::TCP, 0), Service::new(3, Proto::UDP, 1)];
@@ -156,7 +156,7 @@ impl Model {
     }
 
     /// Whether a connection's entry still speaks for its flow.
-    fn is_known(&self, service: usize, held: &Conntrack<V4>, flags: u8) -> bool {
+    fn is_known(&self, service: usize, held: &Conntrack<F>, flags: u8) -> bool {
         let of = &self.world.services[service];
         if of.proto == Proto::TCP {
             return flags & (SYN | ACK) != SYN;
@@ -180,15 +180,15 @@ impl Model {
         let after = self.world.env.peek_affinity(&key);
         self.check_others(&others, &key);
 
-        let Some(place) = backend_of(&sent) else {
-            assert_eq!(sent, segment.build(), "dropped as it came");
+        let Some(place) = backend_of::<F>(&sent) else {
+            assert_eq!(sent, segment.build::<F>(), "dropped as it came");
             return self.check_drop(service, client, reason, known.is_some());
         };
         // Translated whole, to a backend of this service, with a way back.
-        assert_eq!(sent, Segment { dst: Service::address(place), ..segment }.build());
+        assert_eq!(sent, Segment { dst: Service::address(place), ..segment }.build::<F>());
         if let Some(back) = self.world.env.peek_conntrack(&of.reverse(client, place)) {
             let lost = reason == Reason::Established && self.evicted.contains(&of.reverse(client, place));
-            assert!(lost || (back.addr, back.port.get()) == of.frontend, "the way back leads to {back:?}");
+            assert!(lost || (F::name(&back.addr), back.port.get()) == of.frontend, "the way back leads to {back:?}");
         } else {
             assert_eq!(reason, Reason::Established, "a new connection has a way back");
         }
@@ -198,7 +198,7 @@ impl Model {
         if established && !(at_edge && reason != Reason::Established) {
             assert_eq!(reason, Reason::Established);
             let held = known.expect("known");
-            assert_eq!((held.addr, held.port.get()), Service::address(place), "conntrack wins");
+            assert_eq!((F::name(&held.addr), held.port.get()), Service::address(place), "conntrack wins");
             self.check_touch(service, place, before, after);
             return;
         }
@@ -207,15 +207,15 @@ impl Model {
     }
 
     /// Whether a flow's time is up within a tick: either is right.
-    fn is_at_edge(&self, held: &Conntrack<V4>) -> bool {
+    fn is_at_edge(&self, held: &Conntrack<F>) -> bool {
         let silent = held.last_seen.age(self.world.env.clock()).0;
         [30u64, 120].iter().any(|lifetime| (lifetime * 1_000_000_000).abs_diff(silent) <= 2 * TICK)
     }
 
     fn check_others(
         &self,
-        before: &[(affinity_common::abi::affinity::AffinityKey<V4>, Affinity)],
-        key: &affinity_common::abi::affinity::AffinityKey<V4>,
+        before: &[(affinity_common::abi::affinity::AffinityKey<F>, Affinity)],
+        key: &affinity_common::abi::affinity::AffinityKey<F>,
     ) {
         for (other, entry) in before.iter().filter(|(other, _)| other != key) {
             // It may be evicted (by a full LRU), never changed.
@@ -232,7 +232,10 @@ impl Model {
             Reason::Collision => {
                 // Some other frontend's connection holds the way back.
                 let held = (0..4).filter_map(|place| self.world.env.peek_conntrack(&of.reverse(client, place)));
-                assert!(held.into_iter().any(|held| (held.addr, held.port.get()) != of.frontend), "known: {known}");
+                assert!(
+                    held.into_iter().any(|held| (F::name(&held.addr), held.port.get()) != of.frontend),
+                    "known: {known}"
+                );
             }
             reason => panic!("dropped: {reason:?}"),
         }
@@ -320,24 +323,24 @@ impl Model {
         let before = self.world.env.affinity_entries();
         let (reason, sent) = self.world.egress(&segment);
         let Some(held) = known else {
-            return assert_eq!((reason, sent), (Reason::NotReply, segment.build()));
+            return assert_eq!((reason, sent), (Reason::NotReply, segment.build::<F>()));
         };
         if reason == Reason::NotReply {
             // Its time was up.
             assert!(
                 of.proto == Proto::UDP && held.last_seen.age(self.world.env.clock()).0 >= 30_000_000_000 - 2 * TICK
             );
-            return assert_eq!(sent, segment.build());
+            return assert_eq!(sent, segment.build::<F>());
         }
         assert_eq!(reason, Reason::Reply);
-        let frontend = (held.addr, held.port.get());
-        assert_eq!(sent, Segment { src: frontend, ..segment }.build(), "the client sees whom it talked to");
+        let frontend = (F::name(&held.addr), held.port.get());
+        assert_eq!(sent, Segment { src: frontend, ..segment }.build::<F>(), "the client sees whom it talked to");
         assert!(self.world.services.iter().any(|service| service.frontend == frontend));
         for (key, entry) in before {
             let now = self.world.env.peek_affinity(&key).expect("an entry stays");
             assert_eq!(now.backend, entry.backend, "a reply moves nobody");
             if now.last_used != entry.last_used {
-                assert_eq!(key.client, client.0);
+                assert_eq!(F::name(&key.client), client.0);
                 assert_eq!(now.last_used, self.world.env.clock().ticks());
             }
         }
@@ -345,7 +348,7 @@ impl Model {
 }
 
 /// An established flow that goes on sends its use on time: within its bound and two ticks, the record is fresh.
-fn keeps_its_client(model: &Model, pace: Nanos, timeout: u32) {
+fn keeps_its_client<F: Wire>(model: &Model<F>, pace: Nanos, timeout: u32) {
     let client = ([10, 244, 0, 200], 50_000);
     let (_, place) = model.world.send(0, client, SYN);
     let bound = (u64::from(timeout) * 1_000_000_000 / 16).min(1_000_000_000);
@@ -357,22 +360,32 @@ fn keeps_its_client(model: &Model, pace: Nanos, timeout: u32) {
     }
 }
 
+fn walk<F: Wire>(steps: &[Step]) {
+    let mut model = Model::<F>::new();
+    for step in steps {
+        model.step(step);
+    }
+}
+
+fn goes_on<F: Wire>(millis: u64, timeout: u32) {
+    let mut model = Model::<F>::new();
+    model.world.services[0].timeout = timeout;
+    model.changed(0);
+    keeps_its_client(&model, Nanos(millis * 1_000_000), timeout);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
     fn the_datapath_does_what_the_rules_say(steps in proptest::collection::vec(step(), 1..120)) {
-        let mut model = Model::new();
-        for step in &steps {
-            model.step(step);
-        }
+        walk::<V4>(&steps);
+        walk::<V6>(&steps);
     }
 
     #[test]
     fn a_flow_that_goes_on_is_a_use_on_time(millis in 1..3_000u64, timeout in 1..40u32) {
-        let mut model = Model::new();
-        model.world.services[0].timeout = timeout;
-        model.changed(0);
-        keeps_its_client(&model, Nanos(millis * 1_000_000), timeout);
+        goes_on::<V4>(millis, timeout);
+        goes_on::<V6>(millis, timeout);
     }
 }

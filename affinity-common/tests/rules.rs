@@ -4,9 +4,8 @@ mod world;
 
 use affinity_common::abi::affinity::Affinity;
 use affinity_common::dp::{parse, tc};
-use affinity_common::family::V4;
 use affinity_common::reason::Reason;
-use affinity_common::testing::{FakePacket, Faults, Offload, Segment};
+use affinity_common::testing::{FakePacket, Faults, Offload, Segment, Wire};
 use affinity_common::types::{BackendId, Nanos, Proto, TICK_SHIFT, Ticks};
 use world::{End, Service, State, World, backend_of};
 
@@ -18,7 +17,7 @@ const SECOND: u64 = 1_000 * MS;
 const TICK: u64 = 1 << TICK_SHIFT;
 
 /// A sticky and a spreading service of TCP, and a sticky one of UDP.
-fn world() -> World {
+fn world<F: Wire>() -> World<F> {
     World::new(
         1_000,
         vec![Service::new(1, Proto::TCP, 10), Service::new(2, Proto::TCP, 0), Service::new(3, Proto::UDP, 10)],
@@ -29,18 +28,17 @@ fn port(number: u16) -> End {
     (CLIENT.0, number)
 }
 
-fn entry(world: &World) -> Affinity {
+fn entry<F: Wire>(world: &World<F>) -> Affinity {
     world.env.peek_affinity(&world.services[0].affinity_key(CLIENT.0)).expect("an entry")
 }
 
 /// When the recorded use lies exactly `age` back.
-fn age_to(world: &World, age: u64) {
+fn age_to<F: Wire>(world: &World<F>, age: u64) {
     let used = entry(world).last_used;
     world.env.set_now(Nanos((u64::from(used.at) << TICK_SHIFT) + age));
 }
 
-#[test]
-fn affinity_holds_up_to_its_bound_and_not_at_it() {
+fn affinity_holds_up_to_its_bound_and_not_at_it<F: Wire>() {
     for (age, reason) in [
         (0, Reason::AffinityHit),
         (10 * SECOND - 1, Reason::AffinityHit),
@@ -48,7 +46,7 @@ fn affinity_holds_up_to_its_bound_and_not_at_it() {
         (10 * SECOND + 1, Reason::AffinityExpired),
         (86_400 * SECOND, Reason::AffinityExpired),
     ] {
-        let world = world();
+        let world = world::<F>();
         let (first, place) = world.send(0, CLIENT, SYN);
         assert_eq!(first, Reason::AffinityNew);
         age_to(&world, age);
@@ -58,11 +56,10 @@ fn affinity_holds_up_to_its_bound_and_not_at_it() {
     }
 }
 
-#[test]
-fn a_use_is_recorded_anew_only_when_the_record_is_older_than_its_bound() {
+fn a_use_is_recorded_anew_only_when_the_record_is_older_than_its_bound<F: Wire>() {
     // min(1 s, 10 s / 16)
     for (age, refreshed) in [(625 * MS, false), (625 * MS + 1, true)] {
-        let world = world();
+        let world = world::<F>();
         world.send(0, CLIENT, SYN);
         let before = entry(&world);
         age_to(&world, age);
@@ -74,9 +71,8 @@ fn a_use_is_recorded_anew_only_when_the_record_is_older_than_its_bound() {
     }
 }
 
-#[test]
-fn every_packet_of_a_flow_keeps_its_client() {
-    let world = world();
+fn every_packet_of_a_flow_keeps_its_client<F: Wire>() {
+    let world = world::<F>();
     let (_, place) = world.send(0, CLIENT, SYN);
     world.reply(0, CLIENT, place, SYN | ACK);
     let writes = world.env.writes();
@@ -92,9 +88,8 @@ fn every_packet_of_a_flow_keeps_its_client() {
     assert_eq!(world.send(0, port(40_001), SYN), (Reason::AffinityHit, place));
 }
 
-#[test]
-fn a_flow_refreshes_its_own_eligible_backends_entry_and_no_other() {
-    let mut world = world();
+fn a_flow_refreshes_its_own_eligible_backends_entry_and_no_other<F: Wire>() {
+    let mut world = world::<F>();
     let (_, place) = world.send(0, CLIENT, SYN);
     let key = world.services[0].affinity_key(CLIENT.0);
     let other = Affinity { backend: world.services[0].backend_id((place + 1) % 4), ..entry(&world) };
@@ -116,10 +111,9 @@ fn a_flow_refreshes_its_own_eligible_backends_entry_and_no_other() {
     assert_eq!(world.env.peek_affinity(&key), None);
 }
 
-#[test]
-fn a_client_moves_when_its_backend_is_no_longer_eligible_and_stays_moved() {
+fn a_client_moves_when_its_backend_is_no_longer_eligible_and_stays_moved<F: Wire>() {
     for state in [State::Draining, State::Gone] {
-        let mut world = world();
+        let mut world = world::<F>();
         let (_, place) = world.send(0, CLIENT, SYN);
         world.services[0].backends[place] = state;
         world.program(0);
@@ -133,9 +127,8 @@ fn a_client_moves_when_its_backend_is_no_longer_eligible_and_stays_moved() {
     }
 }
 
-#[test]
-fn an_expired_client_is_spread_over_all_backends() {
-    let world = world();
+fn an_expired_client_is_spread_over_all_backends<F: Wire>() {
+    let world = world::<F>();
     world.send(0, CLIENT, SYN);
     let mut met = std::collections::BTreeSet::new();
     for _ in 0..60 {
@@ -147,9 +140,8 @@ fn an_expired_client_is_spread_over_all_backends() {
     assert_eq!(met.len(), 4);
 }
 
-#[test]
-fn a_first_choice_is_the_same_on_every_node_and_after_an_eviction() {
-    let (one, other) = (world(), world());
+fn a_first_choice_is_the_same_on_every_node_and_after_an_eviction<F: Wire>() {
+    let (one, other) = (world::<F>(), world::<F>());
     for host in 0..50 {
         let client = ([10, 244, 1, host], 40_000);
         let (_, place) = one.send(0, client, SYN);
@@ -160,10 +152,9 @@ fn a_first_choice_is_the_same_on_every_node_and_after_an_eviction() {
 }
 
 /// What another CPU has written in between, and what this packet makes of it.
-#[test]
-fn who_loses_a_race_adopts_the_winners_choice() {
+fn who_loses_a_race_adopts_the_winners_choice<F: Wire>() {
     // Missing: the other inserts first.
-    let world = world();
+    let world = world::<F>();
     let key = world.services[0].affinity_key(CLIENT.0);
     let at = world.env.clock().ticks();
     for winner in 0..4 {
@@ -185,9 +176,8 @@ fn who_loses_a_race_adopts_the_winners_choice() {
     }
 }
 
-#[test]
-fn a_recycled_element_is_not_written_for_another_client() {
-    let world = world();
+fn a_recycled_element_is_not_written_for_another_client<F: Wire>() {
+    let world = world::<F>();
     world.send(0, CLIENT, SYN);
     let key = world.services[0].affinity_key(CLIENT.0);
     world.env.sleep(Nanos(20 * SECOND));
@@ -202,9 +192,8 @@ fn a_recycled_element_is_not_written_for_another_client() {
     assert_eq!(entry(&world), stranger);
 }
 
-#[test]
-fn where_the_affinity_map_refuses_the_own_choice_stands() {
-    let world = world();
+fn where_the_affinity_map_refuses_the_own_choice_stands<F: Wire>() {
+    let world = world::<F>();
     world.env.set_faults(Faults { affinity_full: true, ..Faults::default() });
     let (reason, place) = world.send(0, CLIENT, SYN);
     assert_eq!(reason, Reason::AffinityRefused);
@@ -212,9 +201,8 @@ fn where_the_affinity_map_refuses_the_own_choice_stands() {
     assert_eq!(world.send(0, port(40_001), SYN), (Reason::AffinityRefused, place), "by hash it is the same again");
 }
 
-#[test]
-fn a_client_whose_entry_changes_under_every_attempt_gets_its_own_choice() {
-    let world = world();
+fn a_client_whose_entry_changes_under_every_attempt_gets_its_own_choice<F: Wire>() {
+    let world = world::<F>();
     world.send(0, CLIENT, SYN);
     let key = world.services[0].affinity_key(CLIENT.0);
     world.env.sleep(Nanos(20 * SECOND));
@@ -226,19 +214,17 @@ fn a_client_whose_entry_changes_under_every_attempt_gets_its_own_choice() {
     assert_eq!(world.send(0, CLIENT, SYN).0, Reason::AffinityRefused);
 }
 
-#[test]
-fn where_the_conntrack_map_refuses_nothing_is_let_through_without_a_way_back() {
-    let world = world();
+fn where_the_conntrack_map_refuses_nothing_is_let_through_without_a_way_back<F: Wire>() {
+    let world = world::<F>();
     world.env.set_faults(Faults { conntrack_full: true, ..Faults::default() });
     assert_eq!(world.ingress(&world.services[0].segment(CLIENT, SYN)).0, Reason::ConntrackRefused);
     world.env.set_faults(Faults::default());
     assert_eq!(world.send(0, CLIENT, SYN).0, Reason::AffinityHit);
 }
 
-#[test]
-fn evicted_entries_are_rebuilt_on_the_same_backend() {
+fn evicted_entries_are_rebuilt_on_the_same_backend<F: Wire>() {
     for service in [0, 1] {
-        let world = world();
+        let world = world::<F>();
         let (_, place) = world.send(service, CLIENT, SYN);
         world.reply(service, CLIENT, place, SYN | ACK);
         let forward = world.services[service].forward(CLIENT);
@@ -261,9 +247,8 @@ fn evicted_entries_are_rebuilt_on_the_same_backend() {
     }
 }
 
-#[test]
-fn the_middle_of_a_connection_goes_where_the_entry_says_though_it_has_expired_or_drains() {
-    let mut world = world();
+fn the_middle_of_a_connection_goes_where_the_entry_says_though_it_has_expired_or_drains<F: Wire>() {
+    let mut world = world::<F>();
     let (_, place) = world.send(0, CLIENT, SYN);
     world.services[0].backends[place] = State::Draining;
     world.program(0);
@@ -274,11 +259,10 @@ fn the_middle_of_a_connection_goes_where_the_entry_says_though_it_has_expired_or
     assert_eq!(world.send(0, CLIENT, ACK), (Reason::Rebuilt, place));
 }
 
-#[test]
-fn udp_flows_end_with_their_time() {
+fn udp_flows_end_with_their_time<F: Wire>() {
     for (answered, lifetime) in [(false, 30), (true, 120)] {
         for (silence, known) in [(lifetime * SECOND - TICK, true), (lifetime * SECOND + TICK, false)] {
-            let world = world();
+            let world = world::<F>();
             let (_, place) = world.send(2, CLIENT, 0);
             if answered {
                 world.reply(2, CLIENT, place, 0);
@@ -293,9 +277,8 @@ fn udp_flows_end_with_their_time() {
     }
 }
 
-#[test]
-fn one_direction_of_udp_keeps_the_other_alive() {
-    let world = world();
+fn one_direction_of_udp_keeps_the_other_alive<F: Wire>() {
+    let world = world::<F>();
     let (_, place) = world.send(2, CLIENT, 0);
     for _ in 0..200 {
         world.env.sleep(Nanos(SECOND));
@@ -304,9 +287,8 @@ fn one_direction_of_udp_keeps_the_other_alive() {
     world.reply(2, CLIENT, place, 0);
 }
 
-#[test]
-fn a_udp_flow_leaves_a_removed_backend_but_not_a_draining_one() {
-    let mut world = world();
+fn a_udp_flow_leaves_a_removed_backend_but_not_a_draining_one<F: Wire>() {
+    let mut world = world::<F>();
     let (_, place) = world.send(2, CLIENT, 0);
     world.services[2].backends[place] = State::Draining;
     world.program(2);
@@ -317,12 +299,11 @@ fn a_udp_flow_leaves_a_removed_backend_but_not_a_draining_one() {
     assert_eq!(reason, Reason::AffinityFailover);
     assert_ne!(next, place);
     let late = world.services[2].answer(CLIENT, place, 0);
-    assert_eq!(world.egress(&late), (Reason::NotReply, late.build()));
+    assert_eq!(world.egress(&late), (Reason::NotReply, late.build::<F>()));
 }
 
-#[test]
-fn an_address_that_another_service_got_leads_to_that_one() {
-    let mut world = world();
+fn an_address_that_another_service_got_leads_to_that_one<F: Wire>() {
+    let mut world = world::<F>();
     let (_, place) = world.send(2, CLIENT, 0);
     // Its service has another address now; this one is a new service's.
     let old = world.services[2].clone();
@@ -335,21 +316,19 @@ fn an_address_that_another_service_got_leads_to_that_one() {
     assert_eq!(to_new, 1);
 }
 
-#[test]
-fn a_syn_that_moves_a_connection_ends_the_old_ones_replies() {
-    let mut world = world();
+fn a_syn_that_moves_a_connection_ends_the_old_ones_replies<F: Wire>() {
+    let mut world = world::<F>();
     let (_, place) = world.send(0, CLIENT, SYN);
     world.services[0].backends[place] = State::Gone;
     world.program(0);
     let (_, next) = world.send(0, CLIENT, SYN);
     world.reply(0, CLIENT, next, SYN | ACK);
     let late = world.services[0].answer(CLIENT, place, SYN | ACK);
-    assert_eq!(world.egress(&late), (Reason::NotReply, late.build()));
+    assert_eq!(world.egress(&late), (Reason::NotReply, late.build::<F>()));
 }
 
-#[test]
-fn two_frontends_with_one_backend_and_one_client_port_collide_while_both_live() {
-    let mut world = world();
+fn two_frontends_with_one_backend_and_one_client_port_collide_while_both_live<F: Wire>() {
+    let mut world = world::<F>();
     for service in [0, 1] {
         world.services[service].backends = vec![State::Eligible, State::Gone, State::Gone, State::Gone];
         world.program(service);
@@ -357,26 +336,24 @@ fn two_frontends_with_one_backend_and_one_client_port_collide_while_both_live() 
     world.send(0, CLIENT, SYN);
     world.reply(0, CLIENT, 0, SYN | ACK);
     let second = world.services[1].segment(CLIENT, SYN);
-    assert_eq!(world.ingress(&second), (Reason::Collision, second.build()));
+    assert_eq!(world.ingress(&second), (Reason::Collision, second.build::<F>()));
     world.reply(0, CLIENT, 0, ACK);
     world.send(0, CLIENT, parse::RST);
     assert_eq!(world.send(1, CLIENT, SYN).0, Reason::Hashed);
     world.reply(1, CLIENT, 0, SYN | ACK);
 }
 
-#[test]
-fn no_backend_is_no_choice_and_leaves_no_trace() {
-    let mut world = world();
+fn no_backend_is_no_choice_and_leaves_no_trace<F: Wire>() {
+    let mut world = world::<F>();
     world.services[0].backends = vec![State::Draining; 4];
     world.program(0);
     let segment = world.services[0].segment(CLIENT, SYN);
-    assert_eq!(world.ingress(&segment), (Reason::NoBackend, segment.build()));
+    assert_eq!(world.ingress(&segment), (Reason::NoBackend, segment.build::<F>()));
     assert_eq!(world.env.writes(), 0);
 }
 
-#[test]
-fn events_are_made_while_a_reader_asks() {
-    let mut world = world();
+fn events_are_made_while_a_reader_asks<F: Wire>() {
+    let mut world = world::<F>();
     world.send(0, CLIENT, SYN);
     assert!(world.env.take_events().is_empty());
     world.env.want_events(true);
@@ -390,12 +367,11 @@ fn events_are_made_while_a_reader_asks() {
     let old = world.services[0].backend_id(place);
     assert_eq!(told, [(Some(Reason::AffinityHit), old), (Some(Reason::AffinityFailover), old)]);
     assert_eq!(events[1].backend, world.services[0].backend_id(next));
-    assert_eq!(events[1].client_ip(), std::net::IpAddr::from(CLIENT.0));
+    assert_eq!(events[1].client_ip(), F::to_ip(&F::addr(CLIENT.0)));
 }
 
-#[test]
-fn affinity_is_switched_and_its_timeout_changed_while_it_runs() {
-    let mut world = world();
+fn affinity_is_switched_and_its_timeout_changed_while_it_runs<F: Wire>() {
+    let mut world = world::<F>();
     let (_, place) = world.send(0, CLIENT, SYN);
     world.services[0].timeout = 0;
     world.program(0);
@@ -407,53 +383,50 @@ fn affinity_is_switched_and_its_timeout_changed_while_it_runs() {
     assert_eq!(world.send(0, port(40_002), SYN).0, Reason::AffinityExpired, "the new timeout holds for old entries");
 }
 
-#[test]
-fn checksums_are_right_whoever_computes_them() {
+fn checksums_are_right_whoever_computes_them<F: Wire>() {
     for service in 0..3 {
         for offload in [Offload::None, Offload::Partial, Offload::Complete] {
-            let world = world();
+            let world = world::<F>();
             let mut segment = world.services[service].segment(CLIENT, SYN);
             segment.options = vec![1; 8];
             segment.payload = b"odd length".to_vec();
-            let mut packet = FakePacket::new(&segment, offload);
-            let reason = tc::ingress::<V4, _, _>(&world.env, &mut packet);
+            let mut packet = FakePacket::new::<F>(&segment, offload);
+            let reason = tc::ingress::<F, _, _>(&world.env, &mut packet);
             assert!(reason.is_selection(), "{reason:?}");
-            let place = backend_of(&packet.sent()).expect("translated");
-            assert_eq!(packet.sent(), Segment { dst: Service::address(place), ..segment }.build(), "{offload:?}");
+            let place = backend_of::<F>(&packet.sent()).expect("translated");
+            assert_eq!(packet.sent(), Segment { dst: Service::address(place), ..segment }.build::<F>(), "{offload:?}");
             let answer = world.services[service].answer(CLIENT, place, SYN | ACK);
-            let mut packet = FakePacket::new(&answer, offload);
-            assert_eq!(tc::egress::<V4, _, _>(&world.env, &mut packet), Reason::Reply);
-            assert_eq!(packet.sent(), Segment { src: world.services[service].frontend, ..answer }.build());
+            let mut packet = FakePacket::new::<F>(&answer, offload);
+            assert_eq!(tc::egress::<F, _, _>(&world.env, &mut packet), Reason::Reply);
+            assert_eq!(packet.sent(), Segment { src: world.services[service].frontend, ..answer }.build::<F>());
         }
     }
 }
 
-#[test]
-fn a_packet_that_cannot_be_written_is_dropped() {
+fn a_packet_that_cannot_be_written_is_dropped<F: Wire>() {
     // The transport's checksum by address and by port, then the ends.
     const WRITES: usize = 3;
     for after in 0..=WRITES {
-        let world = world();
-        let mut packet = FakePacket::new(&world.services[0].segment(CLIENT, SYN), Offload::None);
+        let world = world::<F>();
+        let mut packet = FakePacket::new::<F>(&world.services[0].segment(CLIENT, SYN), Offload::None);
         packet.fail_after = Some(after);
         let expected = if after < WRITES { Reason::RewriteFailed } else { Reason::AffinityNew };
-        assert_eq!(tc::ingress::<V4, _, _>(&world.env, &mut packet), expected, "after {after} writes");
+        assert_eq!(tc::ingress::<F, _, _>(&world.env, &mut packet), expected, "after {after} writes");
     }
 }
 
 /// Cut off anywhere, and with every bit of the headers wrong: untouched, or translated whole.
-#[test]
-fn malformed_packets_pass_untouched_and_leave_no_trace() {
-    let world = world();
+fn malformed_packets_pass_untouched_and_leave_no_trace<F: Wire>() {
+    let world = world::<F>();
     for service in [0, 2] {
         let mut segment = world.services[service].segment(CLIENT, SYN);
         segment.options = vec![1; 4];
-        let whole = segment.build();
+        let whole = segment.build::<F>();
         let writes = world.env.writes();
         for len in 0..whole.len() {
             let mut packet = FakePacket::raw(whole[..len].to_vec());
             let reason = match parse::ethertype(&packet) {
-                Some(_) => tc::ingress::<V4, _, _>(&world.env, &mut packet),
+                Some(_) => tc::ingress::<F, _, _>(&world.env, &mut packet),
                 None => Reason::NotIp,
             };
             assert!(matches!(reason, Reason::Malformed | Reason::NotIp), "{len} bytes: {reason:?}");
@@ -465,26 +438,57 @@ fn malformed_packets_pass_untouched_and_leave_no_trace() {
                 let mut spoilt = whole.clone();
                 spoilt[at] ^= 1 << bit;
                 let mut packet = FakePacket::raw(spoilt.clone());
-                let reason = tc::ingress::<V4, _, _>(&world.env, &mut packet);
+                let reason = tc::ingress::<F, _, _>(&world.env, &mut packet);
                 let translated = packet.bytes != spoilt;
                 assert_eq!(
                     translated,
                     reason.is_selection() || reason == Reason::Established,
                     "{at}/{bit}: {reason:?}"
                 );
-                assert!(!translated || backend_of(&packet.bytes).is_some(), "{at}/{bit}");
+                assert!(!translated || backend_of::<F>(&packet.bytes).is_some(), "{at}/{bit}");
             }
         }
     }
 }
 
-#[test]
-fn a_packet_beyond_64_kilobytes_says_no_length() {
-    let world = world();
-    let mut bytes = world.services[0].segment(CLIENT, SYN).build();
-    bytes[16..18].fill(0);
+fn a_packet_beyond_64_kilobytes_says_no_length<F: Wire>() {
+    let world = world::<F>();
+    let mut bytes = world.services[0].segment(CLIENT, SYN).build::<F>();
+    // The IPv4 header's total length, the IPv6 header's payload length.
+    let at = if F::VERSION == 4 { 16 } else { 18 };
+    bytes[at..at + 2].fill(0);
     let mut packet = FakePacket::raw(bytes.clone());
-    assert_eq!(tc::ingress::<V4, _, _>(&world.env, &mut packet), Reason::Malformed);
+    assert_eq!(tc::ingress::<F, _, _>(&world.env, &mut packet), Reason::Malformed);
     packet.said_len = Some(14 + 100_000);
-    assert_eq!(tc::ingress::<V4, _, _>(&world.env, &mut packet), Reason::AffinityNew);
+    assert_eq!(tc::ingress::<F, _, _>(&world.env, &mut packet), Reason::AffinityNew);
+}
+
+in_both_families! {
+    affinity_holds_up_to_its_bound_and_not_at_it,
+    a_use_is_recorded_anew_only_when_the_record_is_older_than_its_bound,
+    every_packet_of_a_flow_keeps_its_client,
+    a_flow_refreshes_its_own_eligible_backends_entry_and_no_other,
+    a_client_moves_when_its_backend_is_no_longer_eligible_and_stays_moved,
+    an_expired_client_is_spread_over_all_backends,
+    a_first_choice_is_the_same_on_every_node_and_after_an_eviction,
+    who_loses_a_race_adopts_the_winners_choice,
+    a_recycled_element_is_not_written_for_another_client,
+    where_the_affinity_map_refuses_the_own_choice_stands,
+    a_client_whose_entry_changes_under_every_attempt_gets_its_own_choice,
+    where_the_conntrack_map_refuses_nothing_is_let_through_without_a_way_back,
+    evicted_entries_are_rebuilt_on_the_same_backend,
+    the_middle_of_a_connection_goes_where_the_entry_says_though_it_has_expired_or_drains,
+    udp_flows_end_with_their_time,
+    one_direction_of_udp_keeps_the_other_alive,
+    a_udp_flow_leaves_a_removed_backend_but_not_a_draining_one,
+    an_address_that_another_service_got_leads_to_that_one,
+    a_syn_that_moves_a_connection_ends_the_old_ones_replies,
+    two_frontends_with_one_backend_and_one_client_port_collide_while_both_live,
+    no_backend_is_no_choice_and_leaves_no_trace,
+    events_are_made_while_a_reader_asks,
+    affinity_is_switched_and_its_timeout_changed_while_it_runs,
+    checksums_are_right_whoever_computes_them,
+    a_packet_that_cannot_be_written_is_dropped,
+    malformed_packets_pass_untouched_and_leave_no_trace,
+    a_packet_beyond_64_kilobytes_says_no_length,
 }

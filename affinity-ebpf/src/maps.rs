@@ -15,7 +15,7 @@ use affinity_common::{
         services::{self, ServicePortName},
         slots::{self, Slot},
     },
-    family::{Family, V4},
+    family::{Family, V4, V6},
     types::ServiceId,
 };
 use aya_ebpf::{
@@ -73,6 +73,7 @@ macro_rules! family_maps {
 }
 
 family_maps!(V4: "frontends_v4", "backends_v4", "conntrack_v4", "affinity_v4");
+family_maps!(V6: "frontends_v6", "backends_v6", "conntrack_v6", "affinity_v6");
 
 /// Where choices are made.
 #[btf_map(name = "slots")]

@@ -14,6 +14,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
+/// Of `bpf_l4_csum_replace`: the address is IPv6's, whose header has no checksum to make up for it in `skb->csum` (Linux
+/// 6.16, commit ead7f9b8de65, and what it was ported back to).
+const BPF_F_IPV6: u64 = 1 << 7;
+
 /// The packet of a TC program.
 pub struct Skb {
     ctx: TcContext,
@@ -108,8 +112,11 @@ impl Packet for Skb {
                 0,
             )
         };
+        let diff = diff.cast_unsigned();
         // SAFETY: the helper checks the offset.
-        done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, 0, diff.cast_unsigned(), flags) })
+        let updated = done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, 0, diff, flags | BPF_F_IPV6) });
+        // SAFETY: as above. A kernel that does not know the flag refuses it before it has done anything.
+        updated.or_else(|_| done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, 0, diff, flags) }))
     }
 
     #[inline(always)]

@@ -8,10 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use affinity_common::abi::affinity::AffinityKey;
 use affinity_common::abi::events::{self, Event};
-use affinity_common::abi::frontends::Frontend;
-use affinity_common::family::{Family as _, V4};
 use affinity_common::reason::Reason;
 use affinity_common::types::{BackendId, Nanos, Seconds, ServiceId};
 use aya::maps::{Map, MapData, MapError, RingBuf};
@@ -21,7 +18,7 @@ use thiserror::Error;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::tables::{ONLY, TableError, Tables};
-use crate::view::{Names, SnapshotError, now, open, read_names};
+use crate::view::{Client, Names, SnapshotError, now, open, read_clients, read_frontends, read_names};
 
 /// For how long the datapath is asked for events at a time: a reader that dies is forgotten after that.
 const LEASE: Duration = Duration::from_secs(3);
@@ -179,29 +176,27 @@ fn called(names: &Names, service: ServiceId, backend: BackendId) -> String {
 /// Entries that pass their time while nobody uses them.
 #[derive(Default)]
 struct Expiries {
-    live: BTreeSet<(AffinityKey<V4>, BackendId)>,
+    /// Client, service port, scope and backend of each.
+    live: BTreeSet<(IpAddr, ServiceId, u32, BackendId)>,
 }
 
 impl Expiries {
     fn look(&mut self, tables: &Tables, names: &Names) -> Result<Vec<Happening>, TableError> {
-        let timeouts: BTreeMap<ServiceId, Seconds> = tables
-            .v4
-            .frontends
-            .entries()?
+        let timeouts: BTreeMap<ServiceId, Seconds> = read_frontends(tables)?
             .into_iter()
-            .filter(|(_, frontend)| Frontend::has_affinity(frontend))
-            .map(|(_, frontend)| (frontend.service, frontend.timeout))
+            .filter(|frontend| frontend.value.has_affinity())
+            .map(|frontend| (frontend.value.service, frontend.value.timeout))
             .collect();
         let at = now();
         let mut live = BTreeSet::new();
         let mut happenings = Vec::new();
-        for (key, entry) in tables.v4.affinity.entries()? {
-            let Some(timeout) = timeouts.get(&key.service) else { continue };
-            let who = (key, entry.backend);
-            if entry.pair().is_live(*timeout, at) {
+        for client in read_clients(tables)? {
+            let Some(timeout) = timeouts.get(&client.service) else { continue };
+            let who = (client.address, client.service, client.scope, client.entry.backend);
+            if client.entry.pair().is_live(*timeout, at) {
                 live.insert(who);
             } else if self.live.contains(&who) {
-                happenings.push(expired(&key, entry.backend, at, names));
+                happenings.push(expired(&client, at, names));
             }
         }
         self.live = live;
@@ -209,17 +204,18 @@ impl Expiries {
     }
 }
 
-fn expired(key: &AffinityKey<V4>, backend: BackendId, at: Nanos, names: &Names) -> Happening {
+fn expired(client: &Client, at: Nanos, names: &Names) -> Happening {
+    let (service, backend) = (client.service, client.entry.backend);
     Happening {
         time_seconds: Duration::from_nanos(at.0).as_secs_f64(),
         event: "expired",
         reason: "expired",
-        client: V4::to_ip(&key.client),
+        client: client.address,
         client_port: None,
-        service: names.service(key.service),
-        port_name: names.port(key.service),
-        pod: names.pod(key.service, backend),
-        backend: names.address(key.service, backend),
+        service: names.service(service),
+        port_name: names.port(service),
+        pod: names.pod(service, backend),
+        backend: names.address(service, backend),
         previous: None,
     }
 }

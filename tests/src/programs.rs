@@ -4,14 +4,14 @@
 
 use std::net::SocketAddr;
 
-use affinity_common::abi::affinity::{Affinity, AffinityKey};
+use affinity_common::abi::affinity::{self, Affinity, AffinityKey};
 use affinity_common::abi::backend_stats::BackendStats;
-use affinity_common::abi::backends::{Backend, BackendKey, ELIGIBLE};
-use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
+use affinity_common::abi::backends::{self, Backend, BackendKey, ELIGIBLE};
+use affinity_common::abi::conntrack::{self, Conntrack, ConntrackKey};
 use affinity_common::abi::counters::{self, Counter};
-use affinity_common::abi::frontends::{Frontend, FrontendKey};
+use affinity_common::abi::frontends::{self, Frontend, FrontendKey};
 use affinity_common::abi::slots::Slot;
-use affinity_common::family::{Family, V4};
+use affinity_common::family::{Family, V4, V6};
 use affinity_common::reason::{Program, Reason};
 use affinity_common::types::{BackendId, Nanos, Port, Proto, Seconds, ServiceId};
 use anyhow::{Context as _, Result, anyhow};
@@ -129,6 +129,13 @@ impl Programs {
 
     /// Writes a service: its backends, slots (each eligible backend once) and frontend.
     pub fn set_service(&mut self, service: &Service) -> Result<()> {
+        match service.frontend {
+            SocketAddr::V4(_) => self.set_service_of::<V4>(service),
+            SocketAddr::V6(_) => self.set_service_of::<V6>(service),
+        }
+    }
+
+    fn set_service_of<F: Family>(&mut self, service: &Service) -> Result<()> {
         let id = ServiceId { id: service.id };
         for (backend, address, eligible) in &service.backends {
             self.set_backend(service.id, *backend, *address, *eligible)?;
@@ -150,29 +157,30 @@ impl Programs {
             timeout: Seconds::new(service.timeout),
             scope: 0,
         };
-        let key = FrontendKey::<V4>::new(octets(service.frontend)?, Port::new(service.frontend.port()), service.proto);
-        self.insert("frontends_v4", key, value)
-    }
-
-    /// Removes a service's frontend.
-    pub fn remove_frontend(&mut self, service: &Service) -> Result<()> {
-        let key = FrontendKey::<V4>::new(octets(service.frontend)?, Port::new(service.frontend.port()), service.proto);
-        self.remove::<_, Frontend>("frontends_v4", key)
+        let (addr, port) = (octets::<F>(service.frontend)?, Port::new(service.frontend.port()));
+        self.insert(frontends::spec::<F>().name, FrontendKey::<F>::new(addr, port, service.proto), value)
     }
 
     /// Writes a backend.
     pub fn set_backend(&mut self, service: u32, backend: u32, address: SocketAddr, eligible: bool) -> Result<()> {
-        let key = BackendKey { service: ServiceId { id: service }, backend: BackendId { id: backend } };
+        match address {
+            SocketAddr::V4(_) => self.set_backend_of::<V4>(service, backend, address, eligible),
+            SocketAddr::V6(_) => self.set_backend_of::<V6>(service, backend, address, eligible),
+        }
+    }
+
+    fn set_backend_of<F: Family>(&mut self, service: u32, id: u32, address: SocketAddr, eligible: bool) -> Result<()> {
+        let key = BackendKey { service: ServiceId { id: service }, backend: BackendId { id } };
         let flags = if eligible { ELIGIBLE } else { 0 };
-        let value = Backend::<V4> { addr: octets(address)?, port: Port::new(address.port()), flags, zero: 0 };
-        self.insert("backends_v4", key, value)?;
+        let value = Backend::<F> { addr: octets::<F>(address)?, port: Port::new(address.port()), flags, zero: 0 };
+        self.insert(backends::spec::<F>().name, key, value)?;
         self.insert("backend_stats", key, BackendStats::default())
     }
 
-    /// Removes a backend.
-    pub fn remove_backend(&mut self, service: u32, backend: u32) -> Result<()> {
+    /// Removes a backend of a family.
+    pub fn remove_backend<F: Family>(&mut self, service: u32, backend: u32) -> Result<()> {
         let key = BackendKey { service: ServiceId { id: service }, backend: BackendId { id: backend } };
-        self.remove::<_, Backend<V4>>("backends_v4", key)
+        self.remove::<_, Backend<F>>(backends::spec::<F>().name, key)
     }
 
     /// How many connections were sent to a backend.
@@ -182,35 +190,35 @@ impl Programs {
     }
 
     /// A client's affinity entry.
-    pub fn affinity(&self, client: SocketAddr, service: u32) -> Result<Option<Affinity>> {
-        self.get("affinity_v4", AffinityKey::<V4>::new(octets(client)?, ServiceId { id: service }, 0))
+    pub fn affinity<F: Family>(&self, client: SocketAddr, service: u32) -> Result<Option<Affinity>> {
+        self.get(affinity::spec::<F>().name, client_key::<F>(client, service)?)
     }
 
     /// Writes a client's affinity entry.
-    pub fn set_affinity(&mut self, client: SocketAddr, service: u32, value: Affinity) -> Result<()> {
-        self.insert("affinity_v4", AffinityKey::<V4>::new(octets(client)?, ServiceId { id: service }, 0), value)
+    pub fn set_affinity<F: Family>(&mut self, client: SocketAddr, service: u32, value: Affinity) -> Result<()> {
+        self.insert(affinity::spec::<F>().name, client_key::<F>(client, service)?, value)
     }
 
     /// Removes a client's affinity entry.
-    pub fn remove_affinity(&mut self, client: SocketAddr, service: u32) -> Result<()> {
-        self.remove::<_, Affinity>("affinity_v4", AffinityKey::<V4>::new(octets(client)?, ServiceId { id: service }, 0))
+    pub fn remove_affinity<F: Family>(&mut self, client: SocketAddr, service: u32) -> Result<()> {
+        self.remove::<_, Affinity>(affinity::spec::<F>().name, client_key::<F>(client, service)?)
     }
 
-    /// Every conntrack entry.
-    pub fn conntrack(&self) -> Result<Vec<(ConntrackKey<V4>, Conntrack<V4>)>> {
-        let map: HashMap<&MapData, Plain<ConntrackKey<V4>>, Plain<Conntrack<V4>>> =
-            HashMap::try_from(self.map("conntrack_v4")?)?;
+    /// Every conntrack entry of a family.
+    pub fn conntrack<F: Family>(&self) -> Result<Vec<(ConntrackKey<F>, Conntrack<F>)>> {
+        let map: HashMap<&MapData, Plain<ConntrackKey<F>>, Plain<Conntrack<F>>> =
+            HashMap::try_from(self.map(conntrack::spec::<F>().name)?)?;
         map.iter().map(|entry| entry.map(|(Plain(key), Plain(value))| (key, value)).map_err(Into::into)).collect()
     }
 
     /// Writes a conntrack entry.
-    pub fn set_conntrack(&mut self, key: ConntrackKey<V4>, value: Conntrack<V4>) -> Result<()> {
-        self.insert("conntrack_v4", key, value)
+    pub fn set_conntrack<F: Family>(&mut self, key: ConntrackKey<F>, value: Conntrack<F>) -> Result<()> {
+        self.insert(conntrack::spec::<F>().name, key, value)
     }
 
     /// Removes a conntrack entry.
-    pub fn remove_conntrack(&mut self, key: ConntrackKey<V4>) -> Result<()> {
-        self.remove::<_, Conntrack<V4>>("conntrack_v4", key)
+    pub fn remove_conntrack<F: Family>(&mut self, key: ConntrackKey<F>) -> Result<()> {
+        self.remove::<_, Conntrack<F>>(conntrack::spec::<F>().name, key)
     }
 
     fn map(&self, name: &str) -> Result<&aya::maps::Map> {
@@ -254,6 +262,10 @@ fn section(program: Program) -> &'static str {
     }
 }
 
-fn octets(address: SocketAddr) -> Result<[u8; 4]> {
-    V4::from_ip(address.ip()).with_context(|| format!("{address} is not IPv4"))
+fn octets<F: Family>(address: SocketAddr) -> Result<F::Addr> {
+    F::from_ip(address.ip()).with_context(|| format!("{address} is not of {}", F::NAME))
+}
+
+fn client_key<F: Family>(client: SocketAddr, service: u32) -> Result<AffinityKey<F>> {
+    Ok(AffinityKey::new(octets::<F>(client)?, ServiceId { id: service }, 0))
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use affinity_tests::daemon::{Cli, Daemon, DaemonOptions, PIN_DIR, SourceDir};
-use affinity_tests::objects::{Endpoint, ServiceObject, SliceObject};
+use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
-use affinity_tests::topology::{Host, Lab, LabOptions, Wiring};
+use affinity_tests::topology::{Families, Host, Lab, LabOptions, Wiring};
 use affinity_tests::traffic::{Backend, ClientOptions, HttpConnection, UdpClient, http_get};
 use affinity_tests::{mountns, wait};
 use anyhow::{Context as _, Result, ensure};
@@ -19,6 +19,9 @@ const SECOND: Duration = Duration::from_secs(1);
 const POD_PORT: u16 = 8080;
 const STICKY: &str = "10.96.0.10:80";
 const SPREAD: &str = "10.96.0.20:80";
+/// The same services over IPv6, where the lab has that.
+const STICKY6: &str = "[fd00:10:96::10]:80";
+const SPREAD6: &str = "[fd00:10:96::20]:80";
 
 /// A lab with pods that serve, and a daemon on a directory of YAML with a sticky and a spreading service of all of them.
 struct Site {
@@ -51,7 +54,8 @@ impl Site {
         write(&self.source, &self.lab, states, timeout)?;
         let ready = states.iter().filter(|state| matches!(state, Endpoint::Ready | Endpoint::Unknown)).count();
         let serving = states.iter().filter(|state| matches!(state, Endpoint::TerminatingServing)).count();
-        let eligible = if ready == 0 { serving } else { ready };
+        // Of each family.
+        let eligible = if ready == 0 { serving } else { ready } * self.lab.backends[0].addresses.len();
         let timeout = timeout.map(i32::cast_unsigned);
         self.cli().wait_for_service("default/sticky", 10 * SECOND, |row| {
             row.is_some_and(|row| row.eligible == eligible && row.affinity_timeout_seconds == timeout)
@@ -90,26 +94,45 @@ impl Site {
 }
 
 fn write(source: &SourceDir, lab: &Lab, states: &[Endpoint], timeout: Option<i32>) -> Result<()> {
-    for (name, frontend, timeout) in [("sticky", STICKY, timeout), ("spread", SPREAD, None)] {
-        let address: SocketAddr = frontend.parse()?;
-        let ip = address.ip().to_string();
-        let service = ServiceObject::new(name).cluster_ip(&ip).tcp("http", 80, POD_PORT).udp("udp", 80, POD_PORT);
+    for (name, frontends, timeout) in [("sticky", [STICKY, STICKY6], timeout), ("spread", [SPREAD, SPREAD6], None)] {
+        let service = ServiceObject::new(name).tcp("http", 80, POD_PORT).udp("udp", 80, POD_PORT);
+        let frontends: Vec<SocketAddr> = frontends.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        // In the order of the lab's families.
+        let host = &lab.backends[0].addresses;
+        let of_host =
+            host.iter().filter_map(|pod| frontends.iter().find(|frontend| frontend.is_ipv4() == pod.is_ipv4()));
+        let service = match of_host.map(SocketAddr::ip).collect::<Vec<_>>()[..] {
+            [ip] => service.cluster_ip(&ip.to_string()),
+            [first, second] => service.cluster_ips(first, second),
+            _ => unreachable!("a lab has one family or two"),
+        };
         let service = match timeout {
             Some(seconds) => service.affinity(seconds),
             None => service.no_affinity(),
         };
-        let mut slice = SliceObject::of(name, "1").tcp("http", POD_PORT).udp("udp", POD_PORT);
-        for (host, state) in lab.backends.iter().zip(states) {
-            slice = slice.endpoint(host.ip(), *state).pod(&host.name);
-        }
-        source.write(name, &[&service.build(), &slice.build()])?;
+        let slices: Vec<_> = (0..host.len())
+            .map(|family| {
+                let suffix = (family + 1).to_string();
+                let mut slice = SliceObject::of(name, &suffix).tcp("http", POD_PORT).udp("udp", POD_PORT);
+                for (host, state) in lab.backends.iter().zip(states) {
+                    slice = slice.endpoint(host.addresses[family], *state).pod(&host.name);
+                }
+                slice.build()
+            })
+            .collect();
+        let service = service.build();
+        let mut objects: Vec<&dyn Document> = vec![&service];
+        objects.extend(slices.iter().map(|slice| slice as &dyn Document));
+        source.write(name, &objects)?;
     }
     Ok(())
 }
 
 fn ask(client: &Host, service: &str) -> Result<String> {
-    let answer = http_get(&client.netns, service.parse()?, &ClientOptions::default().within(3 * SECOND))?;
-    assert_eq!(answer.client.ip(), client.ip(), "the pod sees its client");
+    let service: SocketAddr = service.parse()?;
+    let answer = http_get(&client.netns, service, &ClientOptions::default().within(3 * SECOND))?;
+    assert_eq!(answer.client.is_ipv4(), service.is_ipv4());
+    assert!(client.addresses.contains(&answer.client.ip()), "the pod sees its client, not {}", answer.client);
     Ok(answer.backend)
 }
 
@@ -122,25 +145,29 @@ fn one_pod_each(seen: &[BTreeMap<String, usize>]) -> Vec<String> {
         .collect()
 }
 
-/// 1,000 requests of three clients, and as many to the service that spreads.
+/// Each client keeps a pod over so many requests, different ones different pods, and the other service spreads; over each
+/// family that the lab has.
 fn clients_are_kept_and_spread(site: &Site, requests: usize) -> Result<()> {
-    let pods = one_pod_each(&site.ask_all(STICKY, requests)?);
-    assert!(pods.iter().collect::<BTreeSet<_>>().len() >= 2, "different clients, different pods: {pods:?}");
-    for pods in site.ask_all(SPREAD, 40)? {
-        assert!(pods.len() >= 3, "spread: {pods:?}");
-    }
-    // UDP too, and what the client sees is the service's address.
-    for client in &site.lab.clients {
-        let mut reached = BTreeSet::new();
-        for _ in 0..20 {
-            let udp = UdpClient::open(&client.netns, STICKY.parse()?, &ClientOptions::default())?;
-            reached.insert(udp.ask(STICKY.parse()?, b"who are you?")?.backend);
+    for address in &site.lab.clients[0].addresses {
+        let [sticky, spread] = if address.is_ipv4() { [STICKY, SPREAD] } else { [STICKY6, SPREAD6] };
+        let pods = one_pod_each(&site.ask_all(sticky, requests)?);
+        assert!(pods.iter().collect::<BTreeSet<_>>().len() >= 2, "different clients, different pods: {pods:?}");
+        for pods in site.ask_all(spread, 40)? {
+            assert!(pods.len() >= 3, "spread: {pods:?}");
         }
-        assert_eq!(reached.len(), 1);
-    }
-    // 1 MB each way: frames beyond the MTU where there is GSO, checksums left to the hardware where there is offload.
-    for service in [STICKY, SPREAD] {
-        site.open(0, service)?.echo(1 << 20, 7)?;
+        // UDP too, and what the client sees is the service's address.
+        for client in &site.lab.clients {
+            let mut reached = BTreeSet::new();
+            for _ in 0..20 {
+                let udp = UdpClient::open(&client.netns, sticky.parse()?, &ClientOptions::default())?;
+                reached.insert(udp.ask(sticky.parse()?, b"who are you?")?.backend);
+            }
+            assert_eq!(reached.len(), 1);
+        }
+        // 1 MB each way: frames beyond the MTU where there is GSO, checksums left to the hardware where there is offload.
+        for service in [sticky, spread] {
+            site.open(0, service)?.echo(1 << 20, 7)?;
+        }
     }
     Ok(())
 }
@@ -150,19 +177,56 @@ fn clients_are_kept_over_a_thousand_requests() -> Result<()> {
     clients_are_kept_and_spread(&Site::standard()?, 334)
 }
 
+fn of(families: Families) -> LabOptions {
+    LabOptions { families, ..LabOptions::default() }
+}
+
+#[test]
+fn also_over_ipv6() -> Result<()> {
+    clients_are_kept_and_spread(&Site::new(of(Families::V6), &[])?, 334)
+}
+
 #[test]
 fn also_by_clsact() -> Result<()> {
-    clients_are_kept_and_spread(&Site::new(LabOptions::default(), &["--attach", "clsact"])?, 50)
+    clients_are_kept_and_spread(&Site::new(of(Families::Dual), &["--attach", "clsact"])?, 50)
 }
 
 #[test]
 fn also_on_a_bridge() -> Result<()> {
-    clients_are_kept_and_spread(&Site::new(LabOptions { wiring: Wiring::Bridge, ..LabOptions::default() }, &[])?, 50)
+    clients_are_kept_and_spread(&Site::new(LabOptions { wiring: Wiring::Bridge, ..of(Families::Dual) }, &[])?, 50)
 }
 
 #[test]
 fn also_without_offloads() -> Result<()> {
-    clients_are_kept_and_spread(&Site::new(LabOptions { offloads: false, ..LabOptions::default() }, &[])?, 50)
+    clients_are_kept_and_spread(&Site::new(LabOptions { offloads: false, ..of(Families::Dual) }, &[])?, 50)
+}
+
+/// A client has an entry in each family, of the same service port; a pod that goes is left in both.
+#[test]
+fn both_families_of_a_service_follow_one_plan() -> Result<()> {
+    let site = Site::new(of(Families::Dual), &[])?;
+    let before = [STICKY, STICKY6].map(|service| site.ask_all(service, 3).map(|seen| one_pod_each(&seen)));
+    let sessions = site.cli().sessions()?;
+    for address in &site.lab.clients[0].addresses {
+        let own: Vec<_> = sessions.iter().filter(|row| row.client == *address).collect();
+        assert!(own.len() == 1 && own[0].service == "default/sticky" && own[0].is_live(), "{address}: {sessions:?}");
+    }
+    let before = before.into_iter().collect::<Result<Vec<_>>>()?;
+    let lost = site.lab.backends.iter().position(|host| host.name == before[1][0]).context("a pod")?;
+    let mut states = site.all(Endpoint::Ready);
+    states[lost] = Endpoint::NotReady;
+    site.set(&states, Some(10_800))?;
+    for (service, before) in [STICKY, STICKY6].into_iter().zip(&before) {
+        let after = one_pod_each(&site.ask_all(service, 3)?);
+        for (before, after) in before.iter().zip(&after) {
+            assert_eq!(before == after, *before != site.lab.backends[lost].name, "{service}");
+        }
+    }
+    site.set(&site.all(Endpoint::Ready), None)?;
+    for pods in site.ask_all(SPREAD6, 40)? {
+        assert!(pods.len() >= 3, "{pods:?}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -371,8 +435,9 @@ fn cleanup_removes_every_trace() -> Result<()> {
 
 #[test]
 fn maps_are_dumped_with_field_names() -> Result<()> {
-    let site = Site::standard()?;
+    let site = Site::new(of(Families::Dual), &[])?;
     site.ask_all(STICKY, 1)?;
+    site.ask_all(STICKY6, 1)?;
     let names = site.lab.node.mounts.enter(|| mountns::list(PIN_DIR))?;
     let mut dumped = 0;
     for map in affinity_common::abi::MAPS {
@@ -535,7 +600,8 @@ fn who_is_not_root_is_told_so_in_a_line() -> Result<()> {
     // Where everybody may run it.
     let directory = tempfile::Builder::new().prefix("affinity-").tempdir_in("/tmp")?;
     let copy = directory.path().join("affinity");
-    fs::copy(binary, &copy)?;
+    // By a process of its own: one that another test starts meanwhile would hold our descriptor, and the file be busy.
+    ensure!(Command::new("cp").arg(binary).arg(&copy).status()?.success());
     let mut open = fs::metadata(directory.path())?.permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut open, 0o755);
     fs::set_permissions(directory.path(), open)?;

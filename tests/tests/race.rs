@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::thread;
 
 use affinity_common::abi::affinity::Affinity;
+use affinity_common::family::V4;
 use affinity_common::reason::{Program, Reason};
 use affinity_common::types::{BackendId, Nanos, Proto};
 use affinity_tests::packet::{Packet, Tcp};
@@ -84,9 +85,9 @@ fn race(programs: &mut Programs, cpus: &[usize], found: Found) -> Result<u32> {
         match used {
             Some((backend, used)) => {
                 let entry = Affinity { backend, last_used: used.ticks(), since: used.ticks(), zero: 0 };
-                programs.set_affinity(client, 1, entry)?;
+                programs.set_affinity::<V4>(client, 1, entry)?;
             }
-            None if programs.affinity(client, 1)?.is_some() => programs.remove_affinity(client, 1)?,
+            None if programs.affinity::<V4>(client, 1)?.is_some() => programs.remove_affinity::<V4>(client, 1)?,
             None => {}
         }
         let shared = &*programs;

@@ -3,7 +3,7 @@
 use super::{Kind, MapSpec};
 use crate::pod::pod;
 use crate::{
-    family::{Family, V4},
+    family::Family,
     types::{BackendId, Nanos, Seconds, ServiceId, Ticks},
 };
 
@@ -35,7 +35,7 @@ pod! {
 }
 
 /// The part of an affinity entry that is exchanged as one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pair {
     /// The backend.
     pub backend: BackendId,
@@ -98,15 +98,17 @@ impl<F: Family> AffinityKey<F> {
 /// Default number of clients, over all services of a family.
 pub const DEFAULT_SIZE: usize = 1 << 16;
 
-/// The IPv4 map.
-pub const SPEC_V4: MapSpec = MapSpec {
-    name: "affinity_v4",
-    kind: Kind::LruHash,
-    key_size: size_of::<AffinityKey<V4>>(),
-    value_size: size_of::<Affinity>(),
-    default_size: DEFAULT_SIZE,
-    resizable: true,
-};
+/// The map of a family.
+pub const fn spec<F: Family>() -> MapSpec {
+    MapSpec {
+        name: super::of_family::<F>("affinity_v4", "affinity_v6"),
+        kind: Kind::LruHash,
+        key_size: size_of::<AffinityKey<F>>(),
+        value_size: size_of::<Affinity>(),
+        default_size: DEFAULT_SIZE,
+        resizable: true,
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@
 use super::{Kind, MapSpec};
 use crate::pod::pod;
 use crate::{
-    family::V4,
+    family::Family,
     types::{BackendId, Port, ServiceId},
 };
 
@@ -37,7 +37,7 @@ pod! {
 /// The backend takes new sessions and keeps those it has. Without it, it keeps its established flows only.
 pub const ELIGIBLE: u8 = 1;
 
-impl<F: crate::family::Family> Backend<F> {
+impl<F: Family> Backend<F> {
     /// Whether it takes new sessions and keeps those it has.
     #[inline(always)]
     pub const fn is_eligible(&self) -> bool {
@@ -48,12 +48,14 @@ impl<F: crate::family::Family> Backend<F> {
 /// Default number of backends of a family.
 pub const DEFAULT_SIZE: usize = 1 << 17;
 
-/// The IPv4 map.
-pub const SPEC_V4: MapSpec = MapSpec {
-    name: "backends_v4",
-    kind: Kind::Hash,
-    key_size: size_of::<BackendKey>(),
-    value_size: size_of::<Backend<V4>>(),
-    default_size: DEFAULT_SIZE,
-    resizable: true,
-};
+/// The map of a family.
+pub const fn spec<F: Family>() -> MapSpec {
+    MapSpec {
+        name: super::of_family::<F>("backends_v4", "backends_v6"),
+        kind: Kind::Hash,
+        key_size: size_of::<BackendKey>(),
+        value_size: size_of::<Backend<F>>(),
+        default_size: DEFAULT_SIZE,
+        resizable: true,
+    }
+}

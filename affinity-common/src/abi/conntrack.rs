@@ -3,7 +3,7 @@
 use super::{Kind, MapSpec};
 use crate::pod::pod;
 use crate::{
-    family::{Family, V4},
+    family::Family,
     types::{BackendId, Port, Proto, Seconds, ServiceId, Ticks},
 };
 
@@ -77,9 +77,27 @@ impl<F: Family> ConntrackKey<F> {
     pub fn reverse(client: F::Addr, client_port: Port, backend: F::Addr, backend_port: Port, proto: Proto) -> Self {
         Self { client, peer: backend, client_port, peer_port: backend_port, proto, direction: REVERSE, zero: [0; 2] }
     }
+
+    /// Makes it the key of the same client's packets to a frontend. In place, as the datapath's stack is small.
+    #[inline(always)]
+    pub fn turn_forward(&mut self, frontend: F::Addr, frontend_port: Port) {
+        (self.peer, self.peer_port, self.direction) = (frontend, frontend_port, FORWARD);
+    }
+
+    /// Makes it the key of packets from a backend to the same client. In place, as the datapath's stack is small.
+    #[inline(always)]
+    pub fn turn_reverse(&mut self, backend: F::Addr, backend_port: Port) {
+        (self.peer, self.peer_port, self.direction) = (backend, backend_port, REVERSE);
+    }
 }
 
 impl<F: Family> Conntrack<F> {
+    /// Whether packets are translated to this address and port.
+    #[inline(always)]
+    pub fn leads_to(&self, addr: &F::Addr, port: Port) -> bool {
+        self.addr == *addr && self.port == port
+    }
+
     /// Whether nothing was seen of it for its [`lifetime`].
     #[inline(always)]
     pub fn has_expired(&self, proto: Proto, now: Ticks) -> bool {
@@ -120,12 +138,14 @@ pub const fn lifetime(proto: Proto, seen: u8) -> Seconds {
 /// Default number of entries of a family: two a connection.
 pub const DEFAULT_SIZE: usize = 1 << 18;
 
-/// The IPv4 map.
-pub const SPEC_V4: MapSpec = MapSpec {
-    name: "conntrack_v4",
-    kind: Kind::LruHash,
-    key_size: size_of::<ConntrackKey<V4>>(),
-    value_size: size_of::<Conntrack<V4>>(),
-    default_size: DEFAULT_SIZE,
-    resizable: true,
-};
+/// The map of a family.
+pub const fn spec<F: Family>() -> MapSpec {
+    MapSpec {
+        name: super::of_family::<F>("conntrack_v4", "conntrack_v6"),
+        kind: Kind::LruHash,
+        key_size: size_of::<ConntrackKey<F>>(),
+        value_size: size_of::<Conntrack<F>>(),
+        default_size: DEFAULT_SIZE,
+        resizable: true,
+    }
+}

@@ -4,7 +4,7 @@
 use super::{Kind, MapSpec};
 use crate::pod::pod;
 use crate::{
-    family::{Family, V4},
+    family::Family,
     types::{Port, Proto, Seconds, ServiceId},
 };
 
@@ -59,12 +59,14 @@ impl Frontend {
 /// Default number of frontends of a family.
 pub const DEFAULT_SIZE: usize = 1 << 16;
 
-/// The IPv4 map.
-pub const SPEC_V4: MapSpec = MapSpec {
-    name: "frontends_v4",
-    kind: Kind::Hash,
-    key_size: size_of::<FrontendKey<V4>>(),
-    value_size: size_of::<Frontend>(),
-    default_size: DEFAULT_SIZE,
-    resizable: true,
-};
+/// The map of a family.
+pub const fn spec<F: Family>() -> MapSpec {
+    MapSpec {
+        name: super::of_family::<F>("frontends_v4", "frontends_v6"),
+        kind: Kind::Hash,
+        key_size: size_of::<FrontendKey<F>>(),
+        value_size: size_of::<Frontend>(),
+        default_size: DEFAULT_SIZE,
+        resizable: true,
+    }
+}

@@ -3,6 +3,8 @@
 //! Keys and values are plain memory without implicit padding, asserted by size; whatever is on the wire in network
 //! byte order is octets here. Address families have maps of their own, made by one definition.
 
+use crate::family::{Family, V4, V6};
+
 pub mod affinity;
 pub mod backend_names;
 pub mod backend_stats;
@@ -53,10 +55,14 @@ pub struct MapSpec {
 
 /// Every map, of both families.
 pub const MAPS: &[MapSpec] = &[
-    frontends::SPEC_V4,
-    backends::SPEC_V4,
-    conntrack::SPEC_V4,
-    affinity::SPEC_V4,
+    frontends::spec::<V4>(),
+    frontends::spec::<V6>(),
+    backends::spec::<V4>(),
+    backends::spec::<V6>(),
+    conntrack::spec::<V4>(),
+    conntrack::spec::<V6>(),
+    affinity::spec::<V4>(),
+    affinity::spec::<V6>(),
     slots::SPEC,
     backend_stats::SPEC,
     counters::SPEC,
@@ -66,3 +72,8 @@ pub const MAPS: &[MapSpec] = &[
     services::SPEC,
     backend_names::SPEC,
 ];
+
+/// The name of a family's map.
+const fn of_family<F: Family>(v4: &'static str, v6: &'static str) -> &'static str {
+    if F::VERSION == V4::VERSION { v4 } else { v6 }
+}

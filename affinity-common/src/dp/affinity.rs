@@ -4,11 +4,7 @@
 //! backend is no longer eligible is replaced, and a live one refreshed, by one compare-and-exchange of backend and last
 //! use. Who loses looks again and adopts what it finds, so two first connections of a client meet on one backend.
 
-use super::{
-    AffinityEntry, Env, Refused,
-    choice::Choice,
-    slots::{first_choice, fresh_choice},
-};
+use super::{AffinityEntry, Env, Refused, choice::Choice, hash, slots};
 use crate::{
     abi::{
         affinity::{Affinity, AffinityKey, Pair},
@@ -33,40 +29,44 @@ pub fn choose<F: Family, E: Env<F>>(
     now: Nanos,
 ) -> Result<Choice<F>, Reason> {
     let key = AffinityKey::new(*client, frontend.service, frontend.scope);
-    let mut lost_to_another = false;
-    for _ in 0..ATTEMPTS {
-        let Some(entry) = env.affinity(&key) else {
-            let (id, backend) = first_choice(env, frontend, client)?;
-            let at = now.ticks();
-            let reason = match env.affinity_insert(&key, &Affinity { backend: id, last_used: at, since: at, zero: 0 }) {
-                Ok(()) => Reason::AffinityNew,
-                Err(Refused::Full) => Reason::AffinityRefused,
-                Err(Refused::Exists) => {
-                    lost_to_another = true;
-                    continue;
-                }
-            };
-            return Ok(Choice { id, backend, previous: BackendId::default(), reason });
-        };
-        let pair = entry.load();
-        let live = pair.is_live(frontend.timeout, now);
-        if let Some(backend) = eligible(env, frontend, pair.backend)
-            && live
-        {
-            refresh(&entry, pair, frontend, now);
-            let reason = if lost_to_another { Reason::AffinityAdopted } else { Reason::AffinityHit };
+    let mut attempt = 1;
+    loop {
+        let entry = env.affinity(&key);
+        let pair = entry.as_ref().map_or_else(Pair::default, AffinityEntry::load);
+        let live = entry.is_some() && pair.is_live(frontend.timeout, now);
+        if live && let Some(backend) = eligible(env, frontend, pair.backend) {
+            if let Some(entry) = &entry {
+                refresh(entry, pair, frontend, now);
+            }
+            let reason = if attempt > 1 { Reason::AffinityAdopted } else { Reason::AffinityHit };
             return Ok(Choice { id: pair.backend, backend, previous: pair.backend, reason });
         }
-        let (id, backend) = if live { first_choice(env, frontend, client) } else { fresh_choice(env, frontend) }?;
-        if entry.compare_exchange(pair, Pair { backend: id, last_used: now.ticks() }).is_ok() {
-            entry.set_since(now.ticks());
-            let reason = if live { Reason::AffinityFailover } else { Reason::AffinityExpired };
-            return Ok(Choice { id, backend, previous: pair.backend, reason });
-        }
-        lost_to_another = true;
+        let expired = entry.is_some() && !live;
+        let hash = if expired { env.random() } else { hash::client::<F>(client, frontend.seed) };
+        let (id, backend) = slots::at(env, frontend, hash)?;
+        let at = now.ticks();
+        let wrote = match &entry {
+            None => env.affinity_insert(&key, &Affinity { backend: id, last_used: at, since: at, zero: 0 }),
+            Some(entry) => match entry.compare_exchange(pair, Pair { backend: id, last_used: at }) {
+                Ok(()) => {
+                    entry.set_since(at);
+                    Ok(())
+                }
+                Err(_) => Err(Refused::Exists),
+            },
+        };
+        let reason = match wrote {
+            Ok(()) if expired => Reason::AffinityExpired,
+            Ok(()) if live => Reason::AffinityFailover,
+            Ok(()) => Reason::AffinityNew,
+            Err(Refused::Exists) if attempt < ATTEMPTS => {
+                attempt += 1;
+                continue;
+            }
+            Err(_) => Reason::AffinityRefused,
+        };
+        return Ok(Choice { id, backend, previous: pair.backend, reason });
     }
-    let (id, backend) = first_choice(env, frontend, client)?;
-    Ok(Choice { id, backend, previous: BackendId::default(), reason: Reason::AffinityRefused })
 }
 
 /// The backend that the client's entry names, for the middle of a connection whose conntrack entry is gone: eligible or

@@ -63,7 +63,11 @@ pub trait Env<F: Family> {
     /// Whether a reader wants events at `now`.
     fn wants_events(&self, now: Nanos) -> bool;
     /// Hands an event to the reader.
-    fn emit(&self, event: &Event);
+    fn emit(&self, event: Event);
+
+    /// Has a value that is used all along lie in memory, packed. A stack of 512 bytes has no room for each field of it in
+    /// eight bytes of its own, which is where a compiler that is short of registers puts what it has read.
+    fn in_memory<T>(&self, value: &T);
 }
 
 /// An affinity entry in place.

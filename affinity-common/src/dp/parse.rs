@@ -2,11 +2,16 @@
 
 use core::mem::offset_of;
 
-use network_types::{eth::EthHdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
 
 use super::Packet;
 use crate::{
-    family::{Family, V4},
+    family::{Family, V4, V6},
     reason::Reason,
     types::{Port, Proto},
 };
@@ -79,9 +84,8 @@ impl Parse for V4 {
         if header[0] >> 4 != 4 || header_len < Ipv4Hdr::LEN {
             return Err(Reason::Malformed);
         }
-        let Some(total_len) = total_len(packet, L3, field(&header, offset_of!(Ipv4Hdr, tot_len))) else {
-            return Err(Reason::Malformed);
-        };
+        let said = usize::from(u16::from_be_bytes(field(&header, offset_of!(Ipv4Hdr, tot_len))));
+        let total_len = total_len(packet, L3, said).ok_or(Reason::Malformed)?;
         let proto = Proto { number: header[offset_of!(Ipv4Hdr, proto)] };
         if proto != Proto::TCP && proto != Proto::UDP {
             return Err(Reason::OtherProtocol);
@@ -94,13 +98,60 @@ impl Parse for V4 {
     }
 }
 
-/// The length of an IPv4 packet, or `None` if the frame is shorter. A GSO packet over 64 kB says 0 (BIG TCP: kernel
-/// commit b1a78b9b9886).
+/// How many extension headers of an IPv6 packet are passed over: hop-by-hop options and twice destination options, as many
+/// as RFC 8200 (section 4.1) has of those. A packet with more of them passes untouched, as does one with a routing header,
+/// whose destination is not its last, and one with an authentication header, which forbids translation.
+pub const EXTENSION_HEADERS: usize = 3;
+
+impl Parse for V6 {
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P) -> Result<Headers<Self>, Reason> {
+        const L3: usize = EthHdr::LEN;
+        let header: [u8; Ipv6Hdr::LEN] = packet.read(L3).ok_or(Reason::Malformed)?;
+        if header[0] >> 4 != 6 {
+            return Err(Reason::Malformed);
+        }
+        let said = match field(&header, offset_of!(Ipv6Hdr, payload_len)) {
+            [0, 0] => 0,
+            payload => Ipv6Hdr::LEN + usize::from(u16::from_be_bytes(payload)),
+        };
+        let total_len = total_len(packet, L3, said).ok_or(Reason::Malformed)?;
+        let (mut next, mut header_len) = (header[offset_of!(Ipv6Hdr, next_hdr)], Ipv6Hdr::LEN);
+        for _ in 0..EXTENSION_HEADERS {
+            match next {
+                HOP_BY_HOP | DESTINATION_OPTIONS => {
+                    let [after, eights] = packet.read(L3 + header_len).ok_or(Reason::Malformed)?;
+                    (next, header_len) = (after, header_len + 8 + (usize::from(eights) << 3));
+                    if header_len > total_len {
+                        return Err(Reason::Malformed);
+                    }
+                }
+                _ => break,
+            }
+        }
+        if next == FRAGMENT_HEADER {
+            return Err(Reason::Fragment);
+        }
+        let proto = Proto { number: next };
+        if proto != Proto::TCP && proto != Proto::UDP {
+            return Err(Reason::OtherProtocol);
+        }
+        let (src, dst) = (field(&header, offset_of!(Ipv6Hdr, src_addr)), field(&header, offset_of!(Ipv6Hdr, dst_addr)));
+        transport(packet, L3, header_len, total_len, src, dst, proto)
+    }
+}
+
+// IPv6 extension headers by their number (IANA, "IPv6 Extension Header Types").
+const HOP_BY_HOP: u8 = 0;
+const FRAGMENT_HEADER: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// The length of an IP packet that says it is of `said` bytes, or `None` if the frame is shorter. A GSO packet over 64 kB
+/// says 0 (BIG TCP: kernel commits b1a78b9b9886 for IPv4, 7c96d8ec96bb for IPv6).
 #[inline(always)]
-fn total_len<P: Packet>(packet: &P, l3: usize, said: [u8; 2]) -> Option<usize> {
+fn total_len<P: Packet>(packet: &P, l3: usize, said: usize) -> Option<usize> {
     let there = packet.frame_len().checked_sub(l3)?;
-    let said = usize::from(u16::from_be_bytes(said));
-    if said == 0 && there > usize::from(u16::MAX) { Some(there) } else { (said <= there).then_some(said) }
+    if said == 0 && there > usize::from(u16::MAX) { Some(there) } else { (0 < said && said <= there).then_some(said) }
 }
 
 /// The transport header of a packet of `total_len` bytes of which the network header takes `header_len`.

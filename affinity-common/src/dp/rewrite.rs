@@ -3,11 +3,15 @@
 use core::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
-use network_types::{ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
 
 use super::{Checksum, Packet, RewriteError, parse::Headers};
 use crate::{
-    family::{Family, V4},
+    family::{Family, V4, V6},
     types::Port,
 };
 
@@ -22,12 +26,13 @@ pub enum End {
 
 /// A family whose headers the datapath rewrites.
 pub trait Rewrite: Family {
-    /// Writes what a packet's ends are now that an address has changed: the addresses, with the IP header's own checksum
-    /// where the family has one, and the ports. By one call where they lie side by side: a helper costs as much for two
-    /// bytes as for fourteen.
+    /// Writes what a packet's ends are now that the address of one has changed: its address, with the IP header's own
+    /// checksum where the family has one, and the ports. By one call where they lie side by side, also if what is in
+    /// between is written as it was: a helper costs as much for two bytes as for fourteen.
     fn write_ends<P: Packet>(
         packet: &mut P,
         ends: &Headers<Self>,
+        end: End,
         from: &Self::Addr,
         to: &Self::Addr,
     ) -> Result<(), RewriteError>;
@@ -38,37 +43,86 @@ impl Rewrite for V4 {
     fn write_ends<P: Packet>(
         packet: &mut P,
         ends: &Headers<Self>,
+        _end: End,
         from: &[u8; 4],
         to: &[u8; 4],
     ) -> Result<(), RewriteError> {
         const { assert!(offset_of!(Ipv4Hdr, check) + 2 == offset_of!(Ipv4Hdr, src_addr)) };
         let at = ends.l3 + offset_of!(Ipv4Hdr, check);
         let check = header_checksum(packet.read(at).ok_or(RewriteError)?, *from, *to);
-        let addrs = Addrs { check, src: ends.src, dst: ends.dst };
-        let ports = Ports { src: ends.src_port.be, dst: ends.dst_port.be };
+        let addrs = V4Addrs { check, src: ends.src, dst: ends.dst };
         if ends.l4 == ends.l3 + Ipv4Hdr::LEN {
-            packet.write::<14>(at, &bytemuck::cast(Ends { addrs, ports }))
+            packet.write::<14>(at, &bytemuck::cast(V4Ends { addrs, ports: Ports::of(ends) }))
         } else {
             packet.write::<10>(at, &bytemuck::cast(addrs))?;
-            packet.write::<4>(ends.l4 + offset_of!(UdpHdr, src), &bytemuck::cast(ports))
+            packet.write::<4>(ends.l4 + offset_of!(UdpHdr, src), &bytemuck::cast(Ports::of(ends)))
         }
     }
 }
 
-/// The end of an IPv4 header without options, and the ports behind it.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Ends {
-    addrs: Addrs,
-    ports: Ports,
+impl Rewrite for V6 {
+    #[inline(always)]
+    fn write_ends<P: Packet>(
+        packet: &mut P,
+        ends: &Headers<Self>,
+        end: End,
+        _from: &[u8; 16],
+        _to: &[u8; 16],
+    ) -> Result<(), RewriteError> {
+        let (src_at, dst_at) = (offset_of!(Ipv6Hdr, src_addr), offset_of!(Ipv6Hdr, dst_addr));
+        let (is_next, ports) = (ends.l4 == ends.l3 + Ipv6Hdr::LEN, Ports::of(ends));
+        let ports_at = ends.l4 + offset_of!(UdpHdr, src);
+        match (end, is_next) {
+            (End::Source, true) => {
+                packet.write::<36>(ends.l3 + src_at, &bytemuck::cast(V6Ends { src: ends.src, dst: ends.dst, ports }))
+            }
+            (End::Destination, true) => {
+                packet.write::<20>(ends.l3 + dst_at, &bytemuck::cast(V6Destination { dst: ends.dst, ports }))
+            }
+            (End::Source, false) => {
+                packet.write::<16>(ends.l3 + src_at, &ends.src)?;
+                packet.write::<4>(ports_at, &bytemuck::cast(ports))
+            }
+            (End::Destination, false) => {
+                packet.write::<16>(ends.l3 + dst_at, &ends.dst)?;
+                packet.write::<4>(ports_at, &bytemuck::cast(ports))
+            }
+        }
+    }
 }
 
+/// What is written of an IPv4 header, up to its options.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Addrs {
+struct V4Addrs {
     check: [u8; 2],
     src: [u8; 4],
     dst: [u8; 4],
+}
+
+/// The same, with the ports behind it.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct V4Ends {
+    addrs: V4Addrs,
+    ports: Ports,
+}
+
+/// Both addresses of an IPv6 header without extensions, and the ports behind it.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct V6Ends {
+    src: [u8; 16],
+    dst: [u8; 16],
+    ports: Ports,
+}
+
+/// The destination of such a header, and the ports behind it.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct V6Destination {
+    dst: [u8; 16],
+    ports: Ports,
 }
 
 #[repr(C)]
@@ -76,6 +130,13 @@ struct Addrs {
 struct Ports {
     src: [u8; 2],
     dst: [u8; 2],
+}
+
+impl Ports {
+    #[inline(always)]
+    fn of<F: Family>(headers: &Headers<F>) -> Self {
+        Self { src: headers.src_port.be, dst: headers.dst_port.be }
+    }
 }
 
 /// The IPv4 header's checksum after four bytes of the header have changed (RFC 1624, equation 3). No offload has a part
@@ -123,5 +184,5 @@ pub fn translate<F: Rewrite, P: Packet>(
     if old_port != port {
         packet.update_checksum_by_port(sum, old_port.be, port.be)?;
     }
-    if old_addr == addr && old_port == port { Ok(()) } else { F::write_ends(packet, &translated, old_addr, addr) }
+    if old_addr == addr && old_port == port { Ok(()) } else { F::write_ends(packet, &translated, end, old_addr, addr) }
 }

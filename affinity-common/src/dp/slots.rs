@@ -21,24 +21,9 @@ pub fn by_connection<F: Family, E: Env<F>>(
     at(env, frontend, hash::connection::<F>(&h.src, h.src_port, &h.dst, h.dst_port, h.proto, frontend.seed))
 }
 
-/// A client's first choice: by client and service, the same on every node.
+/// The backend of the slot that a hash falls on.
 #[inline(always)]
-pub fn first_choice<F: Family, E: Env<F>>(
-    env: &E,
-    frontend: &Frontend,
-    client: &F::Addr,
-) -> Result<(BackendId, Backend<F>), Reason> {
-    at(env, frontend, hash::client::<F>(client, frontend.seed))
-}
-
-/// A random choice.
-#[inline(always)]
-pub fn fresh_choice<F: Family, E: Env<F>>(env: &E, frontend: &Frontend) -> Result<(BackendId, Backend<F>), Reason> {
-    at(env, frontend, env.random())
-}
-
-#[inline(always)]
-fn at<F: Family, E: Env<F>>(env: &E, frontend: &Frontend, hash: u32) -> Result<(BackendId, Backend<F>), Reason> {
+pub fn at<F: Family, E: Env<F>>(env: &E, frontend: &Frontend, hash: u32) -> Result<(BackendId, Backend<F>), Reason> {
     if frontend.slot_count == 0 {
         return Err(Reason::NoBackend);
     }

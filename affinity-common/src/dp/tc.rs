@@ -41,15 +41,17 @@ pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P)
         Ok(headers) => headers,
         Err(reason) => return reason,
     };
-    let key = ConntrackKey::reverse(headers.dst, headers.dst_port, headers.src, headers.src_port, headers.proto);
+    let mut key = ConntrackKey::reverse(headers.dst, headers.dst_port, headers.src, headers.src_port, headers.proto);
     let Some(entry) = env.conntrack(&key) else { return Reason::NotReply };
-    let held = entry.load();
+    env.in_memory(&headers);
+    let mut held = entry.load();
     let now = env.now();
     if !headers.is_tcp() && held.has_expired(headers.proto, now.ticks()) {
         return Reason::NotReply;
     }
-    conntrack::note_reply(env, &key, &entry, &held, &headers, now);
-    match translate(packet, &headers, End::Source, &held.addr, held.port) {
+    let (addr, port) = (held.addr, held.port);
+    conntrack::note_reply(env, &mut key, &entry, &mut held, &headers, now);
+    match translate(packet, &headers, End::Source, &addr, port) {
         Ok(()) => Reason::Reply,
         Err(_) => Reason::RewriteFailed,
     }
@@ -62,6 +64,8 @@ fn request<F: Parse + Rewrite, E: Env<F>, P: Packet>(
     headers: &Headers<F>,
     frontend: &Frontend,
 ) -> Result<Reason, Reason> {
+    env.in_memory(headers);
+    env.in_memory(frontend);
     let (reason, addr, port) = backend(env, headers, frontend)?;
     match translate(packet, headers, End::Destination, &addr, port) {
         Ok(()) => Ok(reason),
@@ -77,20 +81,21 @@ fn backend<F: Family, E: Env<F>>(
     frontend: &Frontend,
 ) -> Result<(Reason, F::Addr, Port), Reason> {
     let now = env.now();
-    let key = ConntrackKey::forward(headers.src, headers.src_port, headers.dst, headers.dst_port, headers.proto);
+    let mut key = ConntrackKey::forward(headers.src, headers.src_port, headers.dst, headers.dst_port, headers.proto);
     let known = env.conntrack(&key);
     if let Some(entry) = &known {
-        let held = entry.load();
+        let mut held = entry.load();
         if still_stands(env, frontend, headers, &held, now) {
-            conntrack::note_request(env, &key, entry, &held, frontend, headers, now)?;
-            return Ok((Reason::Established, held.addr, held.port));
+            let (addr, port) = (held.addr, held.port);
+            conntrack::note_request(env, &mut key, entry, &mut held, frontend, headers, now)?;
+            return Ok((Reason::Established, addr, port));
         }
     }
     let choice = select::choose(env, frontend, headers, now)?;
-    conntrack::open(env, &key, known, frontend, &choice, headers, now)?;
+    conntrack::open(env, &mut key, known, frontend, &choice, headers, now)?;
     env.count_connection(&BackendKey { service: frontend.service, backend: choice.id });
     if env.wants_events(now) {
-        env.emit(&event(frontend, headers, &choice, now));
+        env.emit(event(frontend, headers, &choice, now));
     }
     Ok((choice.reason, choice.backend.addr, choice.backend.port))
 }

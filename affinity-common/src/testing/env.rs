@@ -373,9 +373,11 @@ impl<F: Family> Env<F> for FakeEnv<F> {
         self.0.wants_events.get()
     }
 
-    fn emit(&self, event: &Event) {
-        self.0.events.borrow_mut().push(*event);
+    fn emit(&self, event: Event) {
+        self.0.events.borrow_mut().push(event);
     }
+
+    fn in_memory<T>(&self, _value: &T) {}
 }
 
 impl<F: Family> FakeEnv<F> {

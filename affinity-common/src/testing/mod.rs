@@ -5,4 +5,4 @@ mod env;
 mod packet;
 
 pub use env::{FakeEnv, Faults, Hook};
-pub use packet::{FakePacket, Offload, Segment, checksum};
+pub use packet::{FakePacket, Offload, Segment, Wire, checksum, destination};

@@ -1,7 +1,8 @@
 //! Packets in plain memory, with their checksum left to hardware or not.
 
 use crate::{
-    dp::{Checksum, Packet, RewriteError},
+    dp::{Checksum, Packet, RewriteError, parse::Parse, rewrite::Rewrite},
+    family::{V4, V6},
     types::Proto,
 };
 
@@ -12,11 +13,77 @@ pub enum Offload {
     None,
     /// The hardware will: the field holds the sum of the pseudo-header alone (`CHECKSUM_PARTIAL`).
     Partial,
-    /// The hardware has: beside the packet is the sum of what is behind its IP header (`CHECKSUM_COMPLETE`).
+    /// The hardware has: beside the packet is the sum of it from its IP header on (`CHECKSUM_COMPLETE`).
     Complete,
 }
 
-/// A TCP or UDP segment over IPv4 to build.
+/// A family whose packets the tests build.
+pub trait Wire: Parse + Rewrite {
+    /// The address that tests call by an IPv4 one: itself, or that of IPv6 which ends in it.
+    fn addr(name: [u8; 4]) -> Self::Addr;
+    /// What tests call an address.
+    fn name(addr: &Self::Addr) -> [u8; 4];
+    /// The IP header of a segment with `upper_len` bytes behind it.
+    fn header(segment: &Segment, upper_len: u16) -> Vec<u8>;
+}
+
+impl Wire for V4 {
+    fn addr(name: [u8; 4]) -> [u8; 4] {
+        name
+    }
+
+    fn name(addr: &[u8; 4]) -> [u8; 4] {
+        *addr
+    }
+
+    fn header(segment: &Segment, upper_len: u16) -> Vec<u8> {
+        let words = u8::try_from(5 + segment.options.len() / 4).expect("few options");
+        let total = u16::from(words) * 4 + upper_len;
+        let mut ip = vec![0x40 | words, 0];
+        ip.extend(total.to_be_bytes());
+        ip.extend([0x42, 0x42, 0x40, 0, 64, segment.proto.number, 0, 0]);
+        ip.extend(segment.src.0);
+        ip.extend(segment.dst.0);
+        ip.extend(&segment.options);
+        let sum = checksum(&ip);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        ip
+    }
+}
+
+impl Wire for V6 {
+    fn addr(name: [u8; 4]) -> [u8; 16] {
+        let mut addr = [0xfd, 0, 0, 0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        addr[12..].copy_from_slice(&name);
+        addr
+    }
+
+    fn name(addr: &[u8; 16]) -> [u8; 4] {
+        [addr[12], addr[13], addr[14], addr[15]]
+    }
+
+    /// The options are a header of destination options, filled up to eight bytes and their multiples.
+    fn header(segment: &Segment, upper_len: u16) -> Vec<u8> {
+        let mut options = Vec::new();
+        if !segment.options.is_empty() {
+            let eights = (segment.options.len() + 2).div_ceil(8);
+            options = vec![segment.proto.number, u8::try_from(eights - 1).expect("few options")];
+            // Pad1 (RFC 8200, section 4.2).
+            options.resize(eights * 8, 0);
+        }
+        let len = upper_len + u16::try_from(options.len()).expect("few options");
+        let next = if options.is_empty() { segment.proto.number } else { 60 };
+        let mut ip = vec![0x60, 0x42, 0x42, 0x42];
+        ip.extend(len.to_be_bytes());
+        ip.extend([next, 64]);
+        ip.extend(Self::addr(segment.src.0));
+        ip.extend(Self::addr(segment.dst.0));
+        ip.extend(options);
+        ip
+    }
+}
+
+/// A TCP or UDP segment to build, in either family.
 #[derive(Clone, Debug)]
 pub struct Segment {
     /// Source address and port.
@@ -27,7 +94,7 @@ pub struct Segment {
     pub proto: Proto,
     /// TCP's flags.
     pub flags: u8,
-    /// IPv4 options; a multiple of four bytes.
+    /// IP options; a multiple of four bytes.
     pub options: Vec<u8>,
     /// What it carries.
     pub payload: Vec<u8>,
@@ -48,7 +115,7 @@ impl Segment {
     ///
     /// # Panics
     /// Where it is longer than IP allows.
-    pub fn build(&self) -> Vec<u8> {
+    pub fn build<F: Wire>(&self) -> Vec<u8> {
         let mut upper = [self.src.1.to_be_bytes(), self.dst.1.to_be_bytes()].concat();
         let sum_at = if self.proto == Proto::TCP {
             upper.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
@@ -60,26 +127,55 @@ impl Segment {
             6
         };
         upper.extend(&self.payload);
-        let header_len = 20 + self.options.len();
-        let total = u16::try_from(header_len + upper.len()).expect("a short packet");
-        let mut ip = vec![0x40 | u8::try_from(header_len / 4).expect("few options"), 0];
-        ip.extend(total.to_be_bytes());
-        ip.extend([0x42, 0x42, 0x40, 0, 64, self.proto.number, 0, 0]);
-        ip.extend(self.src.0);
-        ip.extend(self.dst.0);
-        ip.extend(&self.options);
-        let sum = checksum(&ip);
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
-        let sum = checksum(&[pseudo_header(&ip, upper.len()), upper.clone()].concat());
+        let upper_len = u16::try_from(upper.len()).expect("a short packet");
+        let ethernet = [vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1], F::ETHERTYPE.to_vec()].concat();
+        let mut frame = [ethernet, F::header(self, upper_len), upper.clone()].concat();
+        let place = Upper::of(&frame);
+        let sum = checksum(&[place.pseudo_header(&frame), upper].concat());
         let sum = if sum == 0 && self.proto == Proto::UDP { 0xffff } else { sum };
-        upper[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
-        [vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0], ip, upper].concat()
+        let at = frame.len() - usize::from(upper_len) + sum_at;
+        frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        frame
     }
 }
 
-fn pseudo_header(ip: &[u8], upper_len: usize) -> Vec<u8> {
-    let len = u16::try_from(upper_len).unwrap_or_default().to_be_bytes();
-    [&ip[12..20], &[0, ip[9]], &len].concat()
+/// Where a frame's transport header is, found without the datapath's parser.
+struct Upper {
+    at: usize,
+    proto: u8,
+}
+
+impl Upper {
+    fn of(frame: &[u8]) -> Self {
+        if frame[14] >> 4 == 4 {
+            return Self { at: 14 + usize::from(frame[14] & 15) * 4, proto: frame[23] };
+        }
+        let (mut at, mut proto) = (54, frame[20]);
+        while [0, 60].contains(&proto) && at + 1 < frame.len() {
+            (at, proto) = (at + 8 + usize::from(frame[at + 1]) * 8, frame[at]);
+        }
+        Self { at, proto }
+    }
+
+    fn checksum_at(&self) -> usize {
+        self.at + if self.proto == Proto::TCP.number { 16 } else { 6 }
+    }
+
+    /// RFC 9293, section 3.1, and RFC 8200, section 8.1, of which zeroes count nothing.
+    fn pseudo_header(&self, frame: &[u8]) -> Vec<u8> {
+        let addrs = if frame[14] >> 4 == 4 { &frame[26..34] } else { &frame[22..54] };
+        let len = u16::try_from(frame.len() - self.at).unwrap_or_default().to_be_bytes();
+        [addrs, &[0, self.proto], &len].concat()
+    }
+}
+
+/// The destination of a frame as tests call it, and its port; `None` where it has none.
+pub fn destination<F: Wire>(frame: &[u8]) -> Option<([u8; 4], u16)> {
+    let at = if F::VERSION == 4 { 30 } else { 38 };
+    let addr = bytemuck::pod_read_unaligned(frame.get(at..at + size_of::<F::Addr>())?);
+    let l4 = Upper::of(frame).at;
+    let port: [u8; 2] = frame.get(l4 + 2..l4 + 4)?.try_into().ok()?;
+    (F::addr(F::name(&addr)) == addr).then(|| (F::name(&addr), u16::from_be_bytes(port)))
 }
 
 /// The Internet checksum (RFC 1071), in the plainest way.
@@ -124,24 +220,19 @@ impl FakePacket {
     }
 
     /// A segment whose checksum is as `offload` says.
-    pub fn new(segment: &Segment, offload: Offload) -> Self {
-        let mut packet = Self { offload, ..Self::raw(segment.build()) };
-        let (l4, at) = packet.upper();
+    pub fn new<F: Wire>(segment: &Segment, offload: Offload) -> Self {
+        let mut packet = Self { offload, ..Self::raw(segment.build::<F>()) };
+        let upper = Upper::of(&packet.bytes);
         match offload {
             Offload::None => {}
             Offload::Partial => {
-                let pseudo = sum(&pseudo_header(&packet.bytes[14..], packet.bytes.len() - l4));
+                let pseudo = sum(&upper.pseudo_header(&packet.bytes));
+                let at = upper.checksum_at();
                 packet.bytes[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
             }
-            Offload::Complete => packet.complete = sum(&packet.bytes[l4..]),
+            Offload::Complete => packet.complete = sum(&packet.bytes[14..]),
         }
         packet
-    }
-
-    /// Where the transport header and its checksum are.
-    fn upper(&self) -> (usize, usize) {
-        let l4 = 14 + usize::from(self.bytes[14] & 15) * 4;
-        (l4, l4 + if self.bytes[23] == Proto::TCP.number { 16 } else { 6 })
     }
 
     /// The frame as the hardware sends it.
@@ -149,18 +240,19 @@ impl FakePacket {
     /// # Panics
     /// Where what the hardware had computed does not agree with the packet any more.
     pub fn sent(&self) -> Vec<u8> {
-        let (l4, at) = self.upper();
         let mut bytes = self.bytes.clone();
         match self.offload {
             Offload::None => {}
             Offload::Partial => {
+                let upper = Upper::of(&bytes);
                 // It sums up what it finds, pseudo-header included, and complements.
-                let sum = checksum(&bytes[l4..]);
-                let sum = if sum == 0 && bytes[23] == Proto::UDP.number { 0xffff } else { sum };
+                let sum = checksum(&bytes[upper.at..]);
+                let sum = if sum == 0 && upper.proto == Proto::UDP.number { 0xffff } else { sum };
+                let at = upper.checksum_at();
                 bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
             }
             Offload::Complete => {
-                let right = sum(&bytes[l4..]);
+                let right = sum(&bytes[14..]);
                 assert!(self.complete == right || self.complete == !right && right == 0xffff, "CHECKSUM_COMPLETE");
             }
         }
@@ -197,8 +289,9 @@ impl FakePacket {
             Offload::None | Offload::Complete => !replaced(!held, from, to),
         };
         *field = if new == 0 && sum.zero_is_none { [0xff; 2] } else { new.to_be_bytes() };
-        if offload == Offload::Complete && pseudo {
-            // The field has changed, and nothing else behind the IP header.
+        if offload == Offload::Complete && pseudo && from.len() == 4 {
+            // The address is made up for twice: by the header's checksum and by this one. Of IPv6, which has only this one,
+            // the sum stays as it is (`BPF_F_IPV6`).
             self.complete = replaced(self.complete, to, from);
         }
         Ok(())

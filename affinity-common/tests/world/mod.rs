@@ -6,12 +6,12 @@ use affinity_common::abi::backends::{Backend, BackendKey, ELIGIBLE};
 use affinity_common::abi::conntrack::ConntrackKey;
 use affinity_common::abi::frontends::{Frontend, FrontendKey};
 use affinity_common::dp::tc;
-use affinity_common::family::V4;
+use affinity_common::family::Family;
 use affinity_common::reason::Reason;
-use affinity_common::testing::{FakeEnv, FakePacket, Offload, Segment};
+use affinity_common::testing::{FakeEnv, FakePacket, Offload, Segment, Wire, destination};
 use affinity_common::types::{BackendId, Port, Proto, Seconds, ServiceId};
 
-/// An address and a port.
+/// An address and a port, in either family: see [`Wire::addr`].
 pub type End = ([u8; 4], u16);
 
 /// What a backend is to its service.
@@ -60,22 +60,22 @@ impl Service {
         (0..4).find(|&index| Self::address(index) == address)
     }
 
-    pub fn affinity_key(&self, client: [u8; 4]) -> AffinityKey<V4> {
-        AffinityKey::new(client, self.service_id(), 0)
+    pub fn affinity_key<F: Wire>(&self, client: [u8; 4]) -> AffinityKey<F> {
+        AffinityKey::new(F::addr(client), self.service_id(), 0)
     }
 
-    pub fn forward(&self, client: End) -> ConntrackKey<V4> {
+    pub fn forward<F: Wire>(&self, client: End) -> ConntrackKey<F> {
         let (ip, port) = self.frontend;
-        ConntrackKey::forward(client.0, Port::new(client.1), ip, Port::new(port), self.proto)
+        ConntrackKey::forward(F::addr(client.0), Port::new(client.1), F::addr(ip), Port::new(port), self.proto)
     }
 
-    pub fn reverse(&self, client: End, index: usize) -> ConntrackKey<V4> {
+    pub fn reverse<F: Wire>(&self, client: End, index: usize) -> ConntrackKey<F> {
         let (ip, port) = Self::address(index);
-        ConntrackKey::reverse(client.0, Port::new(client.1), ip, Port::new(port), self.proto)
+        ConntrackKey::reverse(F::addr(client.0), Port::new(client.1), F::addr(ip), Port::new(port), self.proto)
     }
 
-    pub fn frontend_key(&self) -> FrontendKey<V4> {
-        FrontendKey::new(self.frontend.0, Port::new(self.frontend.1), self.proto)
+    pub fn frontend_key<F: Wire>(&self) -> FrontendKey<F> {
+        FrontendKey::new(F::addr(self.frontend.0), Port::new(self.frontend.1), self.proto)
     }
 
     /// A packet of a client's.
@@ -96,13 +96,13 @@ impl Service {
 }
 
 /// The cluster and its node.
-pub struct World {
-    pub env: FakeEnv<V4>,
+pub struct World<F: Family> {
+    pub env: FakeEnv<F>,
     pub services: Vec<Service>,
     next_slot: u32,
 }
 
-impl World {
+impl<F: Wire> World<F> {
     pub fn new(lru_size: usize, services: Vec<Service>) -> Self {
         let mut world = Self { env: FakeEnv::new(lru_size), services, next_slot: 0 };
         for index in 0..world.services.len() {
@@ -117,7 +117,7 @@ impl World {
         let flags = |state| if state == State::Eligible { ELIGIBLE } else { 0 };
         for (place, state) in service.backends.iter().enumerate() {
             let (addr, port) = Service::address(place);
-            let value = Backend { addr, port: Port::new(port), flags: flags(*state), zero: 0 };
+            let value = Backend { addr: F::addr(addr), port: Port::new(port), flags: flags(*state), zero: 0 };
             match state {
                 State::Gone => self.env.remove_backend(&service.backend_key(place)),
                 _ => self.env.set_backend(service.backend_key(place), value),
@@ -145,15 +145,15 @@ impl World {
 
     /// A packet of a client's goes through ingress; returns why it ended as it did, and what left.
     pub fn ingress(&self, segment: &Segment) -> (Reason, Vec<u8>) {
-        let mut packet = FakePacket::new(segment, Offload::None);
-        let reason = tc::ingress::<V4, _, _>(&self.env, &mut packet);
+        let mut packet = FakePacket::new::<F>(segment, Offload::None);
+        let reason = tc::ingress::<F, _, _>(&self.env, &mut packet);
         (reason, packet.sent())
     }
 
     /// A packet to a client goes through egress.
     pub fn egress(&self, segment: &Segment) -> (Reason, Vec<u8>) {
-        let mut packet = FakePacket::new(segment, Offload::None);
-        let reason = tc::egress::<V4, _, _>(&self.env, &mut packet);
+        let mut packet = FakePacket::new::<F>(segment, Offload::None);
+        let reason = tc::egress::<F, _, _>(&self.env, &mut packet);
         (reason, packet.sent())
     }
 
@@ -161,8 +161,8 @@ impl World {
     pub fn send(&self, service: usize, client: End, flags: u8) -> (Reason, usize) {
         let segment = self.services[service].segment(client, flags);
         let (reason, sent) = self.ingress(&segment);
-        let place = backend_of(&sent).unwrap_or_else(|| panic!("{reason:?}: not translated"));
-        assert_eq!(sent, Segment { dst: Service::address(place), ..segment }.build(), "{reason:?}");
+        let place = backend_of::<F>(&sent).unwrap_or_else(|| panic!("{reason:?}: not translated"));
+        assert_eq!(sent, Segment { dst: Service::address(place), ..segment }.build::<F>(), "{reason:?}");
         (reason, place)
     }
 
@@ -171,13 +171,20 @@ impl World {
         let segment = self.services[service].answer(client, place, flags);
         let (reason, sent) = self.egress(&segment);
         assert_eq!(reason, Reason::Reply);
-        assert_eq!(sent, Segment { src: self.services[service].frontend, ..segment }.build());
+        assert_eq!(sent, Segment { src: self.services[service].frontend, ..segment }.build::<F>());
     }
 }
 
 /// The place of the backend that a packet goes to.
-pub fn backend_of(packet: &[u8]) -> Option<usize> {
-    let l4 = 14 + usize::from(packet[14] & 15) * 4;
-    let address = packet[30..34].try_into().ok()?;
-    Service::index_of((address, u16::from_be_bytes([packet[l4 + 2], packet[l4 + 3]])))
+pub fn backend_of<F: Wire>(packet: &[u8]) -> Option<usize> {
+    destination::<F>(packet).and_then(Service::index_of)
+}
+
+/// Makes a test of each function for each family.
+#[macro_export]
+macro_rules! in_both_families {
+    ($($name:ident),+ $(,)?) => {
+        mod v4 { $(#[test] fn $name() { super::$name::<affinity_common::family::V4>(); })+ }
+        mod v6 { $(#[test] fn $name() { super::$name::<affinity_common::family::V6>(); })+ }
+    };
 }

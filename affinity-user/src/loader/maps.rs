@@ -153,16 +153,18 @@ fn read<T: Pod>(bytes: &[u8]) -> T {
 
 #[cfg(test)]
 mod tests {
+    use affinity_common::family::V6;
+
     use super::*;
 
     #[test]
     fn sizes_have_names_and_bounds() {
         let mut sizes = Sizes::default();
         sizes.set("frontends", 6).expect("a known name");
-        assert_eq!(sizes.of(&abi::frontends::SPEC_V4), 6);
+        assert_eq!(sizes.of(&abi::frontends::spec::<V6>()), 6);
         assert!(sizes.set("frontends_v4", 6).is_err_and(|text| text.contains("frontends")));
         assert!(sizes.set("slots", 0).is_err());
         sizes.set("affinity", 1).expect("a known name");
-        assert!(sizes.of(&abi::affinity::SPEC_V4) >= 256);
+        assert!(sizes.of(&abi::affinity::spec::<V6>()) >= 256);
     }
 }

@@ -93,7 +93,7 @@ pub struct Audit {
 pub struct Reconciler {
     shared: Shared,
     v4: Side<V4>,
-    v6: Option<Side<V6>>,
+    v6: Side<V6>,
     plans: BTreeMap<ServiceName, Arc<ServicePlan>>,
     /// Services without a plan that stay as they were found: see [`Self::withhold`].
     withheld: BTreeSet<ServiceName>,
@@ -127,18 +127,15 @@ impl Reconciler {
     pub fn open(tables: Tables, clock: Clock) -> Result<Self, TableError> {
         let Tables { v4, v6, shared } = tables;
         let mut shared = Shared::new(shared, clock);
-        let (mut v4, mut v6) = (Side::new(v4), v6.map(Side::new));
+        let (mut v4, mut v6) = (Side::new(v4), Side::new(v6));
         let mut found = Differences::default();
         shared.refresh(&mut found)?;
         v4.refresh(&mut shared, Purpose::Adopt, &mut found)?;
-        let mut in_use = v4.ids_in_use();
-        if let Some(v6) = &mut v6 {
-            v6.refresh(&mut shared, Purpose::Adopt, &mut found)?;
-            let others = v6.ids_in_use();
-            in_use.service = in_use.service.max(others.service);
-            in_use.backend = in_use.backend.max(others.backend);
-        }
-        shared.adopt_ids(in_use, |id| has_frontends(&v4, id) || v6.as_ref().is_some_and(|v6| has_frontends(v6, id)))?;
+        v6.refresh(&mut shared, Purpose::Adopt, &mut found)?;
+        let (mut in_use, others) = (v4.ids_in_use(), v6.ids_in_use());
+        in_use.service = in_use.service.max(others.service);
+        in_use.backend = in_use.backend.max(others.backend);
+        shared.adopt_ids(in_use, |id| has_frontends(&v4, id) || has_frontends(&v6, id))?;
         tracing::info!(services = shared.ids.services().count(), entries = found.total(), "took over the maps");
         let (plans, withheld, problems) = Default::default();
         Ok(Self { shared, v4, v6, plans, withheld, problems, synced: false })
@@ -180,9 +177,7 @@ impl Reconciler {
         self.forget_stray_rows();
         let now = self.shared.now();
         self.v4.sweeper.look_through(now);
-        if let Some(v6) = &mut self.v6 {
-            v6.sweeper.look_through(now);
-        }
+        self.v6.sweeper.look_through(now);
         report
     }
 
@@ -206,9 +201,7 @@ impl Reconciler {
         let mut differences = Differences::default();
         self.shared.refresh(&mut differences)?;
         self.v4.refresh(&mut self.shared, Purpose::Compare, &mut differences)?;
-        if let Some(v6) = &mut self.v6 {
-            v6.refresh(&mut self.shared, Purpose::Compare, &mut differences)?;
-        }
+        self.v6.refresh(&mut self.shared, Purpose::Compare, &mut differences)?;
         self.shared.repair_ids(&mut differences)?;
         if !differences.is_empty() {
             tracing::warn!(%differences, "the maps are not as they were written: repairing them");
@@ -224,8 +217,8 @@ impl Reconciler {
     /// When [`Self::sweep_affinity`] has something to do.
     pub fn next_sweep(&self) -> Option<Instant> {
         let now = self.shared.now();
-        let v6 = self.v6.as_ref().and_then(|v6| v6.sweeper.next(now));
-        self.v4.sweeper.next(now).into_iter().chain(v6).min().filter(|_| self.synced)
+        let (v4, v6) = (self.v4.sweeper.next(now), self.v6.sweeper.next(now));
+        v4.into_iter().chain(v6).min().filter(|_| self.synced)
     }
 
     /// Takes out affinity entries of service ports that have none any more, up to `limit` of each family.
@@ -234,7 +227,7 @@ impl Reconciler {
             return Ok(());
         }
         sweep(&mut self.v4, &mut self.shared, limit)?;
-        self.v6.as_mut().map_or(Ok(()), |v6| sweep(v6, &mut self.shared, limit))
+        sweep(&mut self.v6, &mut self.shared, limit)
     }
 
     /// What is not as planned.
@@ -257,9 +250,7 @@ impl Reconciler {
                 touched(&old);
                 for port in &old.ports {
                     self.v4.release(port);
-                    if let Some(v6) = &mut self.v6 {
-                        v6.release(port);
-                    }
+                    self.v6.release(port);
                 }
             }
             if let Change::Apply(plan) = change {
@@ -282,7 +273,7 @@ impl Reconciler {
                     subjects.insert(Subject::ServicePort(name.clone()));
                 }
             }
-            let held = self.v4.services.keys().chain(self.v6.iter().flat_map(|v6| v6.services.keys())).copied();
+            let held = self.v4.services.keys().chain(self.v6.services.keys()).copied();
             let found = held.chain(self.shared.services());
             subjects.extend(found.filter(|id| !known.contains(id)).map(Subject::Stray));
         }
@@ -343,12 +334,10 @@ impl Reconciler {
         }
         let jobs: Vec<_> = tasks.iter().map(Task::job).collect();
         let mut results = self.v4.run(&mut self.shared, &jobs, self.synced);
-        if let Some(v6) = &mut self.v6 {
-            let others = v6.run(&mut self.shared, &jobs, self.synced);
-            for (result, other) in results.iter_mut().zip(others) {
-                if matches!(result, Outcome::Done) || matches!(other, Outcome::Failed(_)) {
-                    *result = other;
-                }
+        let others = self.v6.run(&mut self.shared, &jobs, self.synced);
+        for (result, other) in results.iter_mut().zip(others) {
+            if matches!(result, Outcome::Done) || matches!(other, Outcome::Failed(_)) {
+                *result = other;
             }
         }
         for (task, mut outcome) in tasks.into_iter().zip(results) {
@@ -369,8 +358,7 @@ impl Reconciler {
             Subject::ServicePort(name) => name,
             Subject::Stray(id) => return Ok(Some(Task { subject: subject.clone(), id: *id, plan: None })),
         };
-        let has_frontends =
-            |port: &PortPlan| !port.v4.frontends.is_empty() || self.v6.is_some() && !port.v6.frontends.is_empty();
+        let has_frontends = |port: &PortPlan| !port.v4.frontends.is_empty() || !port.v6.frontends.is_empty();
         let plan = self.plans.get(&name.service).and_then(|plan| {
             let index = plan.ports.iter().position(|port| port.name == *name && has_frontends(port))?;
             Some((plan.clone(), index))
@@ -384,7 +372,7 @@ impl Reconciler {
 
     /// Takes out the last of a service port of which nothing else is left.
     fn forget(&mut self, task: &Task) -> Result<(), ReconcileError> {
-        if self.v4.is_gone(task.id) && self.v6.as_ref().is_none_or(|v6| v6.is_gone(task.id)) {
+        if self.v4.is_gone(task.id) && self.v6.is_gone(task.id) {
             self.shared.forget_service(task.id, task.job().name)?;
         }
         Ok(())
@@ -392,8 +380,7 @@ impl Reconciler {
 
     /// Takes out names and counters of backends that are none.
     fn forget_stray_rows(&mut self) {
-        let v6 = self.v6.iter().flat_map(Side::backend_keys);
-        let backends = self.v4.backend_keys().chain(v6).collect();
+        let backends = self.v4.backend_keys().chain(self.v6.backend_keys()).collect();
         if let Err(error) = self.shared.forget_all_but(&backends) {
             tracing::warn!(%error, "names and counters of backends that are gone stay until the next comparison");
         }

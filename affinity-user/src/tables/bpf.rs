@@ -6,6 +6,7 @@ use affinity_common::abi::{
     self, MapSpec, affinity, backend_names, backend_stats, backends, config, conntrack, counters, frontends, ids,
     services, slots,
 };
+use affinity_common::family::Family;
 use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
@@ -61,13 +62,8 @@ pub fn take_from(object: &mut Ebpf) -> Result<Tables, OpenError> {
 
 fn open(mut source: impl FnMut(&MapSpec) -> Result<Map, OpenError>) -> Result<Tables, OpenError> {
     Ok(Tables {
-        v4: FamilyTables {
-            frontends: Box::new(BpfHash::open(&frontends::SPEC_V4, &mut source)?),
-            backends: Box::new(BpfHash::open(&backends::SPEC_V4, &mut source)?),
-            affinity: Box::new(BpfHash::open(&affinity::SPEC_V4, &mut source)?),
-            conntrack: Box::new(BpfHash::open(&conntrack::SPEC_V4, &mut source)?),
-        },
-        v6: None,
+        v4: family(&mut source)?,
+        v6: family(&mut source)?,
         shared: SharedTables {
             slots: Box::new(BpfArray::open(&slots::SPEC, &mut source)?),
             services: Box::new(BpfHash::open(&services::SPEC, &mut source)?),
@@ -77,6 +73,17 @@ fn open(mut source: impl FnMut(&MapSpec) -> Result<Map, OpenError>) -> Result<Ta
             config: Box::new(BpfArray::open(&config::SPEC, &mut source)?),
             counters: Box::new(BpfCounters::open(&counters::SPEC, &mut source)?),
         },
+    })
+}
+
+fn family<F: Family>(
+    source: &mut impl FnMut(&MapSpec) -> Result<Map, OpenError>,
+) -> Result<FamilyTables<F>, OpenError> {
+    Ok(FamilyTables {
+        frontends: Box::new(BpfHash::open(&frontends::spec::<F>(), &mut *source)?),
+        backends: Box::new(BpfHash::open(&backends::spec::<F>(), &mut *source)?),
+        affinity: Box::new(BpfHash::open(&affinity::spec::<F>(), &mut *source)?),
+        conntrack: Box::new(BpfHash::open(&conntrack::spec::<F>(), &mut *source)?),
     })
 }
 

@@ -27,9 +27,7 @@ use super::{FamilyTables, SharedTables, Table, TableError, Tables, names};
 /// The lines of all maps.
 pub fn dump(tables: &Tables) -> Result<Vec<String>, TableError> {
     let mut lines = family(&tables.v4)?;
-    if let Some(v6) = &tables.v6 {
-        lines.extend(family(v6)?);
-    }
+    lines.extend(family(&tables.v6)?);
     lines.extend(shared(&tables.shared)?);
     Ok(lines)
 }
@@ -233,7 +231,7 @@ mod tests {
         let key = BackendKey { service, backend: BackendId { id: 9 } };
         let addr = "fd00::9".parse::<std::net::Ipv6Addr>().unwrap().octets();
         let backend = Backend::<V6> { addr, port: Port::new(8080), flags: ELIGIBLE, zero: 0 };
-        tables.v6.as_mut().unwrap().backends.insert(&key, &backend).unwrap();
+        tables.v6.backends.insert(&key, &backend).unwrap();
         let key = ConntrackKey::<V4>::reverse([10, 0, 0, 1], Port::new(1), [10, 0, 0, 2], Port::new(2), Proto::UDP);
         assert_eq!(key.direction, REVERSE);
         tables.v4.conntrack.insert(&key, &Conntrack { port: Port::new(80), ..Conntrack::default() }).unwrap();

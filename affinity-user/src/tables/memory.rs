@@ -260,7 +260,7 @@ impl MemoryTables {
     pub fn wrapped(&self, wrapper: &impl Wrapper) -> Tables {
         Tables {
             v4: self.v4.wrapped(wrapper),
-            v6: Some(self.v6.wrapped(wrapper)),
+            v6: self.v6.wrapped(wrapper),
             shared: SharedTables {
                 slots: wrapper.wrap(self.slots.clone()),
                 services: wrapper.wrap(self.services.clone()),

@@ -120,8 +120,8 @@ pub struct SharedTables {
 pub struct Tables {
     /// IPv4's.
     pub v4: FamilyTables<V4>,
-    /// IPv6's, where the datapath has them.
-    pub v6: Option<FamilyTables<V6>>,
+    /// IPv6's.
+    pub v6: FamilyTables<V6>,
     /// Those of both.
     pub shared: SharedTables,
 }

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use affinity_common::abi::backends::BackendKey;
-use affinity_common::abi::conntrack::FORWARD;
-use affinity_common::family::V4;
 use serde::Serialize;
 
-use super::{Snapshot, socket};
+use super::{FrontendAt, Snapshot};
 
 /// A backend of a service port.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -48,8 +46,8 @@ pub fn backends(snapshot: &Snapshot) -> Vec<BackendRow> {
                 port_name: snapshot.names.port(key.service),
                 id: key.backend.id,
                 pod: snapshot.names.pod(key.service, key.backend),
-                address: socket::<V4>(&backend.addr, backend.port),
-                state: if backend.is_eligible() { "eligible" } else { "draining" },
+                address: backend.address,
+                state: if backend.eligible { "eligible" } else { "draining" },
                 share: 0.0,
                 connections: snapshot.stats.get(key).map_or(0, |stats| stats.connections),
                 live_sessions: 0,
@@ -59,7 +57,7 @@ pub fn backends(snapshot: &Snapshot) -> Vec<BackendRow> {
         );
     }
     let mut counted = std::collections::BTreeSet::new();
-    for (_, frontend) in &snapshot.frontends {
+    for FrontendAt { value: frontend, .. } in &snapshot.frontends {
         // Several frontends of a service port share its slots.
         if !counted.insert((frontend.service, frontend.first_slot)) {
             continue;
@@ -71,20 +69,16 @@ pub fn backends(snapshot: &Snapshot) -> Vec<BackendRow> {
             }
         }
     }
-    for (key, entry) in &snapshot.affinity {
-        let row = rows.get_mut(&BackendKey { service: key.service, backend: entry.backend });
-        if let (Some(row), Some(timeout)) = (row, snapshot.timeout(key.service)) {
-            row.live_sessions += usize::from(entry.pair().is_live(timeout, snapshot.now));
+    for client in &snapshot.clients {
+        let row = rows.get_mut(&BackendKey { service: client.service, backend: client.entry.backend });
+        if let (Some(row), Some(timeout)) = (row, snapshot.timeout(client.service)) {
+            row.live_sessions += usize::from(client.entry.pair().is_live(timeout, snapshot.now));
         }
     }
-    for (key, entry) in &snapshot.conntrack {
-        let row = rows.get_mut(&BackendKey { service: entry.service, backend: entry.backend });
-        if let Some(row) = row
-            && key.direction == FORWARD
-            && !entry.has_expired(key.proto, snapshot.now.ticks())
-        {
+    for connection in snapshot.connections.iter().filter(|connection| connection.forward && !connection.expired) {
+        if let Some(row) = rows.get_mut(&connection.key) {
             row.flows += 1;
-            row.packets += u64::from(entry.packets);
+            row.packets += u64::from(connection.packets);
         }
     }
     let mut rows: Vec<_> = rows.into_values().collect();

@@ -2,12 +2,11 @@
 
 use std::net::SocketAddr;
 
-use affinity_common::abi::conntrack::{BACKEND_FIN, CLIENT_FIN, FORWARD, REPLIED, RESET, lifetime};
-use affinity_common::family::V4;
+use affinity_common::abi::conntrack::{BACKEND_FIN, CLIENT_FIN, REPLIED, RESET, lifetime};
 use affinity_common::types::Proto;
 use serde::Serialize;
 
-use super::{Snapshot, socket};
+use super::Snapshot;
 
 /// A connection in one direction.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,26 +38,20 @@ pub struct ConnectionRow {
 /// Every connection, by client.
 pub fn connections(snapshot: &Snapshot) -> Vec<ConnectionRow> {
     let mut rows: Vec<_> = snapshot
-        .conntrack
+        .connections
         .iter()
-        .map(|(key, entry)| {
-            let peer = socket::<V4>(&key.peer, key.peer_port);
-            let other = socket::<V4>(&entry.addr, entry.port);
-            let forward = key.direction == FORWARD;
-            let (frontend, backend) = if forward { (peer, other) } else { (other, peer) };
-            ConnectionRow {
-                proto: key.proto.to_string(),
-                direction: if forward { "forward" } else { "reverse" },
-                client: socket::<V4>(&key.client, key.client_port),
-                frontend,
-                backend,
-                service: snapshot.names.service(entry.service),
-                pod: snapshot.names.pod(entry.service, entry.backend),
-                state: state(key.proto, entry.seen),
-                packets: entry.packets,
-                idle_seconds: super::sessions::seconds(entry.last_seen.age(snapshot.now)),
-                lifetime_seconds: lifetime(key.proto, entry.seen).secs,
-            }
+        .map(|connection| ConnectionRow {
+            proto: connection.proto.to_string(),
+            direction: if connection.forward { "forward" } else { "reverse" },
+            client: connection.client,
+            frontend: connection.frontend,
+            backend: connection.backend,
+            service: snapshot.names.service(connection.key.service),
+            pod: snapshot.names.pod(connection.key.service, connection.key.backend),
+            state: state(connection.proto, connection.seen),
+            packets: connection.packets,
+            idle_seconds: super::sessions::seconds(connection.last_seen.age(snapshot.now)),
+            lifetime_seconds: lifetime(connection.proto, connection.seen).secs,
         })
         .collect();
     rows.sort_by(|a, b| (a.client, a.frontend, a.direction).cmp(&(b.client, b.frontend, b.direction)));

@@ -18,9 +18,12 @@ pub use connections::{ConnectionRow, connections};
 pub use counters::{CounterRow, MapRow, counters, maps};
 pub use services::{ServiceRow, services};
 pub use sessions::{SessionRow, sessions};
-pub use snapshot::{Names, Snapshot, SnapshotError, now, open, read_names};
+pub use snapshot::{
+    Backend, Client, Connection, FrontendAt, Names, Snapshot, SnapshotError, now, open, read_clients, read_frontends,
+    read_names,
+};
 
 /// An address and port as the standard library has them.
-pub(crate) fn socket<F: Family>(addr: &F::Addr, port: Port) -> SocketAddr {
+fn socket<F: Family>(addr: &F::Addr, port: Port) -> SocketAddr {
     SocketAddr::new(F::to_ip(addr), port.get())
 }

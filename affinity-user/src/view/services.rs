@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use affinity_common::family::V4;
 use affinity_common::types::ServiceId;
 use serde::Serialize;
 
-use super::{Snapshot, socket};
+use super::{FrontendAt, Snapshot};
 
 /// A service port.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -32,7 +31,7 @@ pub struct ServiceRow {
 /// Every service port, by name.
 pub fn services(snapshot: &Snapshot) -> Vec<ServiceRow> {
     let mut rows: BTreeMap<ServiceId, ServiceRow> = BTreeMap::new();
-    for (key, frontend) in &snapshot.frontends {
+    for FrontendAt { address, proto, value: frontend } in &snapshot.frontends {
         let id = frontend.service;
         let row = rows.entry(id).or_insert_with(|| ServiceRow {
             service: snapshot.names.service(id),
@@ -44,17 +43,17 @@ pub fn services(snapshot: &Snapshot) -> Vec<ServiceRow> {
             backends: 0,
             live_sessions: 0,
         });
-        row.frontends.push(format!("{}/{}", socket::<V4>(&key.addr, key.port), key.proto));
+        row.frontends.push(format!("{address}/{proto}"));
     }
     for (key, backend) in &snapshot.names.backends {
         if let Some(row) = rows.get_mut(&key.service) {
             row.backends += 1;
-            row.eligible += usize::from(backend.is_eligible());
+            row.eligible += usize::from(backend.eligible);
         }
     }
-    for (key, entry) in &snapshot.affinity {
-        if let (Some(row), Some(timeout)) = (rows.get_mut(&key.service), snapshot.timeout(key.service)) {
-            row.live_sessions += usize::from(entry.pair().is_live(timeout, snapshot.now));
+    for client in &snapshot.clients {
+        if let (Some(row), Some(timeout)) = (rows.get_mut(&client.service), snapshot.timeout(client.service)) {
+            row.live_sessions += usize::from(client.entry.pair().is_live(timeout, snapshot.now));
         }
     }
     let mut rows: Vec<_> = rows.into_values().collect();

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use affinity_common::family::{Family as _, V4};
 use affinity_common::types::Nanos;
 use serde::Serialize;
 
@@ -34,18 +33,19 @@ pub struct SessionRow {
 /// Every client, by service and address.
 pub fn sessions(snapshot: &Snapshot) -> Vec<SessionRow> {
     let mut rows: Vec<_> = snapshot
-        .affinity
+        .clients
         .iter()
-        .map(|(key, entry)| {
+        .map(|client| {
+            let entry = &client.entry;
             let used = entry.last_used.age(snapshot.now);
-            let left = snapshot.timeout(key.service).and_then(|timeout| timeout.nanos().0.checked_sub(used.0));
+            let left = snapshot.timeout(client.service).and_then(|timeout| timeout.nanos().0.checked_sub(used.0));
             let left = left.filter(|left| *left > 0).map(|left| seconds(Nanos(left)));
             SessionRow {
-                client: V4::to_ip(&key.client),
-                service: snapshot.names.service(key.service),
-                port_name: snapshot.names.port(key.service),
-                pod: snapshot.names.pod(key.service, entry.backend),
-                backend: snapshot.names.address(key.service, entry.backend),
+                client: client.address,
+                service: snapshot.names.service(client.service),
+                port_name: snapshot.names.port(client.service),
+                pod: snapshot.names.pod(client.service, entry.backend),
+                backend: snapshot.names.address(client.service, entry.backend),
                 backend_id: entry.backend.id,
                 age_seconds: seconds(entry.since.age(snapshot.now)),
                 left_seconds: left,

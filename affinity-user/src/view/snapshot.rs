@@ -1,22 +1,23 @@
 //! The maps, read once.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use affinity_common::abi::affinity::{Affinity, AffinityKey};
+use affinity_common::abi::affinity::Affinity;
 use affinity_common::abi::backend_stats::BackendStats;
-use affinity_common::abi::backends::{Backend, BackendKey};
-use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
+use affinity_common::abi::backends::BackendKey;
+use affinity_common::abi::conntrack::FORWARD;
 use affinity_common::abi::counters::Counter;
-use affinity_common::abi::frontends::{Frontend, FrontendKey};
+use affinity_common::abi::frontends::Frontend;
 use affinity_common::abi::{self, LAYOUT};
-use affinity_common::family::V4;
-use affinity_common::types::{BackendId, Nanos, ServiceId};
+use affinity_common::family::Family;
+use affinity_common::types::{BackendId, Nanos, Proto, ServiceId, Ticks};
 use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
 use crate::model::ServicePortName;
-use crate::tables::{ONLY, TableError, Tables, bpf, names};
+use crate::tables::{FamilyTables, ONLY, TableError, Tables, bpf, names};
 
 /// The maps can't be read.
 #[derive(Debug, Error)]
@@ -47,8 +48,66 @@ pub struct Names {
     pub services: BTreeMap<ServiceId, ServicePortName>,
     /// The pods of backends, where they are known.
     pub pods: BTreeMap<BackendKey, String>,
-    /// Backends.
-    pub backends: BTreeMap<BackendKey, Backend<V4>>,
+    /// Backends of either family.
+    pub backends: BTreeMap<BackendKey, Backend>,
+}
+
+/// A backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Whether it takes new sessions.
+    pub eligible: bool,
+}
+
+/// An address that a service port is reached by.
+#[derive(Clone, Copy, Debug)]
+pub struct FrontendAt {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// The protocol.
+    pub proto: Proto,
+    /// What is behind it.
+    pub value: Frontend,
+}
+
+/// A client of a service port.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    /// Its address.
+    pub address: IpAddr,
+    /// The service port.
+    pub service: ServiceId,
+    /// Which set of the service's backends it is kept on.
+    pub scope: u32,
+    /// What it is kept on.
+    pub entry: Affinity,
+}
+
+/// A connection in one direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// The protocol.
+    pub proto: Proto,
+    /// Whether it is the direction from the client.
+    pub forward: bool,
+    /// The client.
+    pub client: SocketAddr,
+    /// Whom it talks to.
+    pub frontend: SocketAddr,
+    /// Who answers.
+    pub backend: SocketAddr,
+    /// Which backend that is.
+    pub key: BackendKey,
+    /// Packets in this direction.
+    pub packets: u32,
+    /// What was seen of it.
+    pub seen: u8,
+    /// When the last packet came.
+    pub last_seen: Ticks,
+    /// Whether it has been silent for its lifetime.
+    pub expired: bool,
 }
 
 impl Names {
@@ -68,9 +127,8 @@ impl Names {
     }
 
     /// Address and port of a backend.
-    pub fn address(&self, service: ServiceId, backend: BackendId) -> Option<std::net::SocketAddr> {
-        let backend = self.backends.get(&BackendKey { service, backend })?;
-        Some(super::socket::<V4>(&backend.addr, backend.port))
+    pub fn address(&self, service: ServiceId, backend: BackendId) -> Option<SocketAddr> {
+        self.backends.get(&BackendKey { service, backend }).map(|backend| backend.address)
     }
 }
 
@@ -80,16 +138,16 @@ pub struct Snapshot {
     pub now: Nanos,
     /// What is where.
     pub names: Names,
-    /// Frontends.
-    pub frontends: Vec<(FrontendKey<V4>, Frontend)>,
+    /// Frontends of both families.
+    pub frontends: Vec<FrontendAt>,
     /// The backend of each slot that a frontend uses.
     pub slots: BTreeMap<u32, BackendId>,
     /// How often each backend was chosen.
     pub stats: BTreeMap<BackendKey, BackendStats>,
-    /// Clients.
-    pub affinity: Vec<(AffinityKey<V4>, Affinity)>,
-    /// Connections.
-    pub conntrack: Vec<(ConntrackKey<V4>, Conntrack<V4>)>,
+    /// Clients of both families.
+    pub clients: Vec<Client>,
+    /// Connections of both families.
+    pub connections: Vec<Connection>,
     /// What was counted, by index.
     pub counters: BTreeMap<u32, Counter>,
     /// Elements and room of each map.
@@ -127,11 +185,93 @@ pub fn read_names(tables: &Tables) -> Result<Names, TableError> {
     let services = services.into_iter().filter_map(|(id, value)| Some((id, names::decode_service(&value)?)));
     let pods = tables.shared.backend_names.entries()?;
     let pods = pods.into_iter().filter_map(|(key, value)| Some((key, names::decode_backend(&value)?.to_owned())));
-    Ok(Names {
-        services: services.collect(),
-        pods: pods.filter(|(_, name)| !name.is_empty()).collect(),
-        backends: tables.v4.backends.entries()?.into_iter().collect(),
-    })
+    let mut backends = read_backends(&tables.v4)?;
+    backends.extend(read_backends(&tables.v6)?);
+    Ok(Names { services: services.collect(), pods: pods.filter(|(_, name)| !name.is_empty()).collect(), backends })
+}
+
+fn read_backends<F: Family>(tables: &FamilyTables<F>) -> Result<BTreeMap<BackendKey, Backend>, TableError> {
+    let entries = tables.backends.entries()?.into_iter();
+    Ok(entries
+        .map(|(key, value)| {
+            let address = super::socket::<F>(&value.addr, value.port);
+            (key, Backend { address, eligible: value.is_eligible() })
+        })
+        .collect())
+}
+
+/// Reads where services are reached.
+///
+/// # Errors
+/// Where a map can't be read.
+pub fn read_frontends(tables: &Tables) -> Result<Vec<FrontendAt>, TableError> {
+    let mut frontends = frontends_of(&tables.v4)?;
+    frontends.extend(frontends_of(&tables.v6)?);
+    Ok(frontends)
+}
+
+fn frontends_of<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<FrontendAt>, TableError> {
+    let entries = tables.frontends.entries()?.into_iter();
+    Ok(entries
+        .map(|(key, value)| {
+            let address = super::socket::<F>(&key.addr, key.port);
+            FrontendAt { address, proto: key.proto, value }
+        })
+        .collect())
+}
+
+/// Reads which clients are kept where.
+///
+/// # Errors
+/// Where a map can't be read.
+pub fn read_clients(tables: &Tables) -> Result<Vec<Client>, TableError> {
+    let mut clients = clients_of(&tables.v4)?;
+    clients.extend(clients_of(&tables.v6)?);
+    Ok(clients)
+}
+
+fn clients_of<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<Client>, TableError> {
+    let entries = tables.affinity.entries()?.into_iter();
+    Ok(entries
+        .map(|(key, entry)| {
+            let address = F::to_ip(&key.client);
+            Client { address, service: key.service, scope: key.scope, entry }
+        })
+        .collect())
+}
+
+fn connections_of<F: Family>(tables: &FamilyTables<F>, now: Nanos) -> Result<Vec<Connection>, TableError> {
+    let entries = tables.conntrack.entries()?.into_iter();
+    Ok(entries
+        .map(|(key, entry)| {
+            let peer = super::socket::<F>(&key.peer, key.peer_port);
+            let other = super::socket::<F>(&entry.addr, entry.port);
+            let forward = key.direction == FORWARD;
+            let (frontend, backend) = if forward { (peer, other) } else { (other, peer) };
+            Connection {
+                proto: key.proto,
+                forward,
+                client: super::socket::<F>(&key.client, key.client_port),
+                frontend,
+                backend,
+                key: BackendKey { service: entry.service, backend: entry.backend },
+                packets: entry.packets,
+                seen: entry.seen,
+                last_seen: entry.last_seen,
+                expired: entry.has_expired(key.proto, now.ticks()),
+            }
+        })
+        .collect())
+}
+
+/// Names, entries and room of a family's maps.
+fn fill_of<F: Family>(tables: &FamilyTables<F>) -> Result<[(&'static str, usize, usize); 4], TableError> {
+    Ok([
+        (abi::frontends::spec::<F>().name, tables.frontends.len()?, tables.frontends.capacity()),
+        (abi::backends::spec::<F>().name, tables.backends.len()?, tables.backends.capacity()),
+        (abi::affinity::spec::<F>().name, tables.affinity.len()?, tables.affinity.capacity()),
+        (abi::conntrack::spec::<F>().name, tables.conntrack.len()?, tables.conntrack.capacity()),
+    ])
 }
 
 impl Snapshot {
@@ -142,44 +282,42 @@ impl Snapshot {
     pub fn read(pin_dir: &Path) -> Result<Self, SnapshotError> {
         let tables = open(pin_dir)?;
         let names = read_names(&tables)?;
-        let frontends = tables.v4.frontends.entries()?;
+        let frontends = read_frontends(&tables)?;
         let mut slots = BTreeMap::new();
-        for (_, frontend) in &frontends {
-            for index in frontend.first_slot..frontend.first_slot.saturating_add(frontend.slot_count) {
+        for FrontendAt { value, .. } in &frontends {
+            for index in value.first_slot..value.first_slot.saturating_add(value.slot_count) {
                 if let Some(slot) = tables.shared.slots.get(&index)? {
                     slots.insert(index, slot.backend);
                 }
             }
         }
         let stats: BTreeMap<_, _> = tables.shared.backend_stats.entries()?.into_iter().collect();
-        let affinity = tables.v4.affinity.entries()?;
-        let conntrack = tables.v4.conntrack.entries()?;
-        let fill = vec![
-            (abi::frontends::SPEC_V4.name, frontends.len(), tables.v4.frontends.capacity()),
-            (abi::backends::SPEC_V4.name, names.backends.len(), tables.v4.backends.capacity()),
-            (abi::affinity::SPEC_V4.name, affinity.len(), tables.v4.affinity.capacity()),
-            (abi::conntrack::SPEC_V4.name, conntrack.len(), tables.v4.conntrack.capacity()),
+        let now = now();
+        let mut connections = connections_of(&tables.v4, now)?;
+        connections.extend(connections_of(&tables.v6, now)?);
+        let mut fill = [fill_of(&tables.v4)?, fill_of(&tables.v6)?].concat();
+        fill.extend([
             (abi::slots::SPEC.name, slots.len(), tables.shared.slots.capacity()),
             (abi::services::SPEC.name, names.services.len(), tables.shared.services.capacity()),
             (abi::backend_stats::SPEC.name, stats.len(), tables.shared.backend_stats.capacity()),
             (abi::backend_names::SPEC.name, names.pods.len(), tables.shared.backend_names.capacity()),
-        ];
+        ]);
         Ok(Self {
             counters: tables.shared.counters.entries()?.into_iter().collect(),
-            now: now(),
+            clients: read_clients(&tables)?,
+            now,
             names,
             frontends,
             slots,
             stats,
-            affinity,
-            conntrack,
+            connections,
             fill,
         })
     }
 
     /// The affinity timeout of a service port; `None` where it has no affinity, or is gone.
     pub fn timeout(&self, service: ServiceId) -> Option<affinity_common::types::Seconds> {
-        let frontend = self.frontends.iter().find(|(_, frontend)| frontend.service == service);
-        frontend.map(|(_, frontend)| frontend.timeout).filter(|timeout| timeout.secs != 0)
+        let frontend = self.frontends.iter().find(|frontend| frontend.value.service == service);
+        frontend.map(|frontend| frontend.value.timeout).filter(|timeout| timeout.secs != 0)
     }
 }

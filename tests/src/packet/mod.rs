@@ -153,6 +153,8 @@ pub struct Packet {
     identification: u16,
     dont_fragment: bool,
     ip_options: Vec<u8>,
+    /// Number and bytes of each, the first two to be written.
+    extensions: Vec<(u8, Vec<u8>)>,
     fragment: Option<Fragment>,
     upper: Upper,
     padding: usize,
@@ -231,6 +233,7 @@ impl Packet {
             identification: 0x4242,
             dont_fragment: true,
             ip_options: Vec::new(),
+            extensions: Vec::new(),
             fragment: None,
             upper,
             padding: 0,
@@ -366,6 +369,20 @@ impl Packet {
         self
     }
 
+    /// One more IPv6 extension header: its number, and how many times eight bytes it is longer than eight. Behind its length
+    /// it holds zeroes: padding, for a header of options.
+    ///
+    /// # Panics
+    /// On IPv4.
+    #[must_use]
+    pub fn extension(mut self, number: u8, eights: u8) -> Self {
+        assert!(self.source.is_ipv6(), "IPv4 has no extension headers");
+        let mut bytes = vec![0; 8 * (usize::from(eights) + 1)];
+        bytes[1] = eights;
+        self.extensions.push((number, bytes));
+        self
+    }
+
     /// Only `length` bytes of what is above IP, from `offset` on (a multiple of 8); `more` where others follow.
     ///
     /// The checksum above IP is that of the whole.
@@ -490,8 +507,10 @@ impl Packet {
     fn ip_header_length(&self) -> usize {
         match (self.source, self.fragment) {
             (SocketAddr::V4(_), _) => Ipv4Header::MIN_LEN + self.ip_options.len(),
-            (SocketAddr::V6(_), None) => Ipv6Header::LEN,
-            (SocketAddr::V6(_), Some(_)) => Ipv6Header::LEN + 8,
+            (SocketAddr::V6(_), fragment) => {
+                let extensions: usize = self.extensions.iter().map(|(_, bytes)| bytes.len()).sum();
+                Ipv6Header::LEN + extensions + if fragment.is_some() { 8 } else { 0 }
+            }
         }
     }
 
@@ -534,25 +553,26 @@ impl Packet {
                 bytes
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                let extension = self.fragment.map(|part| {
+                let mut extensions = self.extensions.clone();
+                if let Some(part) = self.fragment {
                     let [a, b] = (part.offset | u16::from(part.more)).to_be_bytes();
                     let [c, d] = self.identification.to_be_bytes();
-                    [self.protocol(), 0, a, b, 0, 0, c, d]
-                });
-                let next = match extension {
-                    Some(_) => FRAGMENT_HEADER,
-                    None => self.protocol(),
-                };
-                let extension = extension.as_ref().map_or(&[][..], |bytes| bytes);
+                    extensions.push((FRAGMENT_HEADER, vec![0, 0, a, b, 0, 0, c, d]));
+                }
+                let mut next = self.protocol();
+                for (number, bytes) in extensions.iter_mut().rev() {
+                    bytes[0] = std::mem::replace(&mut next, *number);
+                }
+                let extensions: Vec<u8> = extensions.into_iter().flat_map(|(_, bytes)| bytes).collect();
                 let header = Ipv6Header {
-                    payload_length: length(extension.len() + payload),
+                    payload_length: length(extensions.len() + payload),
                     next_header: IpNumber(next),
                     hop_limit: self.ttl,
                     source: source.octets(),
                     destination: destination.octets(),
                     ..Ipv6Header::default()
                 };
-                [&header.to_bytes()[..], extension].concat()
+                [&header.to_bytes()[..], &extensions].concat()
             }
             (source, destination) => panic!("{source} and {destination} are of two families"),
         }

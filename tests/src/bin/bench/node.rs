@@ -136,7 +136,7 @@ impl Node {
             let key = BackendKey { service, backend: *backend };
             let addr = (u32::from(Ipv4Addr::new(10, 200, 0, 0)) + backend.id).to_be_bytes();
             let value = Backend::<V4> { addr, port: Port::new(8080), flags: ELIGIBLE, zero: 0 };
-            self.hash::<_, Backend<V4>>(backends::SPEC_V4.name)?.insert(Plain(key), Plain(value), 0)?;
+            self.hash::<_, Backend<V4>>(backends::spec::<V4>().name)?.insert(Plain(key), Plain(value), 0)?;
             let stats = BackendStats::default();
             self.hash::<_, BackendStats>(backend_stats::SPEC.name)?.insert(Plain(key), Plain(stats), 0)?;
         }
@@ -152,7 +152,7 @@ impl Node {
         let key = FrontendKey::<V4>::new(to.ip().octets(), Port::new(to.port()), kind.proto());
         let seed = id.wrapping_mul(0x9e37_79b9);
         let value = Frontend { service, seed, first_slot, slot_count, timeout: kind.timeout(), scope: 0 };
-        self.hash::<_, Frontend>(frontends::SPEC_V4.name)?.insert(Plain(key), Plain(value), 0)?;
+        self.hash::<_, Frontend>(frontends::spec::<V4>().name)?.insert(Plain(key), Plain(value), 0)?;
         Ok(())
     }
 
@@ -183,8 +183,8 @@ impl Node {
 
     /// Forgets every connection and every client.
     pub fn forget(&mut self) -> Result<()> {
-        self.clear::<ConntrackKey<V4>, Conntrack<V4>>(conntrack::SPEC_V4.name)?;
-        self.clear::<AffinityKey<V4>, Affinity>(affinity::SPEC_V4.name)
+        self.clear::<ConntrackKey<V4>, Conntrack<V4>>(conntrack::spec::<V4>().name)?;
+        self.clear::<AffinityKey<V4>, Affinity>(affinity::spec::<V4>().name)
     }
 
     /// What the kernel made of the programs.
