@@ -86,6 +86,19 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn any_length(&self, length: usize) -> usize {
+        let mut out = length;
+        // SAFETY: touches nothing but the register, and leaves in it what was there.
+        unsafe {
+            core::arch::asm!(
+                "{out} ^= {any}", "{out} ^= {any}",
+                out = inout(reg) out, any = in(reg) u64::from(self.ctx.len()), options(pure, nomem, nostack),
+            );
+        }
+        out
+    }
+
+    #[inline(always)]
     fn write<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), RewriteError> {
         // SAFETY: the helper reads `N` bytes of `bytes`, and checks the offset.
         done(unsafe {

@@ -18,7 +18,7 @@ use crate::{
 
 /// How often a packet looks again after another one was quicker. More would mean that the client's entry is replaced
 /// over and over within one packet's time: then the own choice stands.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: u32 = 3;
 
 /// The backend of a new connection of a service with affinity.
 #[inline(always)]
@@ -29,8 +29,7 @@ pub fn choose<F: Family, E: Env<F>>(
     now: Nanos,
 ) -> Result<Choice<F>, Reason> {
     let key = AffinityKey::new(*client, frontend.service, frontend.scope);
-    let mut attempt = 1;
-    loop {
+    for attempt in 1..=ATTEMPTS {
         let entry = env.affinity(&key);
         let pair = entry.as_ref().map_or_else(Pair::default, AffinityEntry::load);
         let live = entry.is_some() && pair.is_live(frontend.timeout, now);
@@ -45,28 +44,27 @@ pub fn choose<F: Family, E: Env<F>>(
         let hash = if expired { env.random() } else { hash::client::<F>(client, frontend.seed) };
         let (id, backend) = slots::at(env, frontend, hash)?;
         let at = now.ticks();
-        let wrote = match &entry {
+        let written = match &entry {
             None => env.affinity_insert(&key, &Affinity { backend: id, last_used: at, since: at, zero: 0 }),
-            Some(entry) => match entry.compare_exchange(pair, Pair { backend: id, last_used: at }) {
-                Ok(()) => {
+            Some(entry) => {
+                let replaced = entry.compare_exchange(pair, Pair { backend: id, last_used: at });
+                if replaced.is_ok() {
                     entry.set_since(at);
-                    Ok(())
                 }
-                Err(_) => Err(Refused::Exists),
-            },
+                replaced.map_err(|_| Refused::Exists)
+            }
         };
-        let reason = match wrote {
+        let reason = match written {
             Ok(()) if expired => Reason::AffinityExpired,
             Ok(()) if live => Reason::AffinityFailover,
             Ok(()) => Reason::AffinityNew,
-            Err(Refused::Exists) if attempt < ATTEMPTS => {
-                attempt += 1;
-                continue;
-            }
+            Err(Refused::Exists) if attempt < ATTEMPTS => continue,
             Err(_) => Reason::AffinityRefused,
         };
         return Ok(Choice { id, backend, previous: pair.backend, reason });
     }
+    // The last attempt has returned.
+    Err(Reason::AffinityRefused)
 }
 
 /// The backend that the client's entry names, for the middle of a connection whose conntrack entry is gone: eligible or

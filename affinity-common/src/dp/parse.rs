@@ -137,6 +137,8 @@ impl Parse for V6 {
             return Err(Reason::OtherProtocol);
         }
         let (src, dst) = (field(&header, offset_of!(Ipv6Hdr, src_addr)), field(&header, offset_of!(Ipv6Hdr, dst_addr)));
+        // At most 40 + 3 * 2048.
+        let header_len = packet.any_length(header_len) & 0x1fff;
         transport(packet, L3, header_len, total_len, src, dst, proto)
     }
 }

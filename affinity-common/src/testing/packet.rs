@@ -307,6 +307,10 @@ impl Packet for FakePacket {
         self.bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
     }
 
+    fn any_length(&self, length: usize) -> usize {
+        length
+    }
+
     fn write<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), RewriteError> {
         self.allow_write()?;
         self.bytes.get_mut(offset..offset + N).ok_or(RewriteError)?.copy_from_slice(bytes);
