@@ -65,17 +65,22 @@ pub fn has_apt() -> bool {
     find_program("apt-get").is_some()
 }
 
+/// Reads the lists of Debian's packages anew, once.
+pub fn apt_update() -> Result<()> {
+    static UPDATED: Once = Once::new();
+    let mut lists = Ok(());
+    UPDATED.call_once(|| lists = apt(&["update"], "apt-get update"));
+    lists
+}
+
 /// Installs Debian packages, saying so first.
 pub fn apt_install(packages: &[&str]) -> Result<()> {
-    static UPDATED: Once = Once::new();
     if !has_apt() {
         bail!("no apt-get to install {} with: install what provides them on this system", packages.join(" "));
     }
     say::progress("Installing", &format!("Debian packages {}", packages.join(" ")));
     ask_for_root().with_context(|| format!("type as root `apt-get install {}`", packages.join(" ")))?;
-    let mut lists = Ok(());
-    UPDATED.call_once(|| lists = apt(&["update"], "apt-get update"));
-    if let Err(error) = lists {
+    if let Err(error) = apt_update() {
         // An unreachable list need not hold what we look for, and old lists may do.
         say::warning(&format!("{error:#}"));
     }

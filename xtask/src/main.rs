@@ -5,6 +5,7 @@ mod assets;
 mod bench;
 mod build;
 mod cargo;
+mod kernel;
 mod machine;
 mod outcome;
 mod process;

@@ -12,8 +12,9 @@ const TOOLS: [(&str, &str); 1] = [("bpftool", "bpftool")];
 
 /// Find or install the BPF toolchain and the tools of the tests
 ///
-/// The other verbs do so by themselves. It uses rustup's nightly where it has rust-src and a bpf-linker of the same LLVM is there or can be built; else Debian's
-/// packaged Rust, installed by apt-get (through sudo where you are not root). Says what it installs before it does.
+/// The other verbs do so by themselves. It uses rustup's nightly where it has rust-src and a bpf-linker of the same LLVM
+/// is there or can be built; else Debian's packaged Rust, installed by apt-get (through sudo where you are not root). Says
+/// what it installs before it does.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask setup         # installs what is missing, says nothing more\n  \
                         cargo xtask setup --show  # and says what it found")]

@@ -11,6 +11,11 @@ const API_SUITES: [&str; 2] = ["api", "lab_api"];
 /// What `--without` and the arguments call all steps that need the API server.
 pub const API: &str = "api";
 
+/// The kernel that the suites of [`Action::Kernel`] run on, beside this machine's: the oldest that is supported.
+pub const KERNEL: &str = "6.1";
+/// Those suites.
+pub const KERNEL_SUITES: [&str; 2] = ["packet", "tables"];
+
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -39,6 +44,8 @@ pub enum Action {
     Tests(&'static [&'static str]),
     /// Compiles a suite of the `tests` crate as whoever we are, and runs it as root.
     Suite,
+    /// Compiles suites as whoever we are, and runs them in a virtual machine on an older kernel.
+    Kernel,
     /// Compiles the demonstration as whoever we are, and does its tour as root.
     Demo,
 }
@@ -93,6 +100,7 @@ fn list(suite_files: &[String]) -> Vec<Step> {
     suites.sort_unstable();
     let (with_api, without_api): (Vec<&str>, Vec<&str>) = suites.iter().partition(|name| API_SUITES.contains(name));
     steps.extend(without_api.iter().map(|name| after(name, Action::Suite)));
+    steps.push(after(&format!("kernel-{KERNEL}"), Action::Kernel));
     steps.push(after("demo", Action::Demo));
     steps.extend(with_api.iter().map(|name| Step { needs_api: true, ..after(name, Action::Suite) }));
     steps
@@ -145,7 +153,7 @@ mod tests {
     #[test]
     fn every_suite_is_a_step_and_those_with_an_api_server_come_last() {
         let steps = steps();
-        assert_eq!(names(&steps)[10..], ["lab", "packet", "demo", "api", "lab_api"]);
+        assert_eq!(names(&steps)[10..], ["lab", "packet", "kernel-6.1", "demo", "api", "lab_api"]);
         assert!(steps.iter().filter(|step| step.needs_api).all(|step| step.action == Action::Suite));
     }
 
@@ -162,6 +170,6 @@ mod tests {
     fn unknown_names_are_refused_with_the_known_ones() {
         assert!(check_names(&steps(), &["packet".to_owned(), "api".to_owned()]).is_ok());
         let error = check_names(&steps(), &["pakcet".to_owned()]).expect_err("no such step").to_string();
-        assert!(error.contains("`pakcet`") && error.contains("packet, demo"), "{error}");
+        assert!(error.contains("`pakcet`") && error.contains("packet, kernel-6.1, demo"), "{error}");
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     artifacts,
     assets::{self, Assets},
     build::{self, Profile},
-    cargo, machine,
+    cargo, kernel, machine,
     outcome::{self, Counts, Outcome, Report},
     process, say, setup,
     steps::{self, Action, Step},
@@ -21,12 +21,14 @@ use crate::{
 
 /// Run every check and test; install what they need
 ///
-/// The steps: fmt, build, clippy, clippy-bpf, doc, deny, common, user, harness, xtask, the suites of tests/tests (each by its
-/// file's name) and demo. The API tests run the kube-apiserver and etcd of `KUBEBUILDER_ASSETS`, or build them once, which
-/// takes about ten minutes, into ~/.cache/affinity. The last line of the output sums all test cases up.
+/// The steps: fmt, build, clippy, clippy-bpf, doc, deny, common, user, harness, xtask, the suites of tests/tests (each by
+/// its file's name), kernel-6.1 (suites on the oldest kernel that is supported, in a virtual machine) and demo. The API
+/// tests run the kube-apiserver and etcd of `KUBEBUILDER_ASSETS`, or build them once, which takes about ten minutes, into
+/// ~/.cache/affinity. The last line of the output sums all test cases up.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask test                # everything\n  \
                         cargo xtask test packet lab     # these steps only\n  \
+                        cargo xtask test --kernel 6.1   # on an older kernel, in a virtual machine\n  \
                         cargo xtask test --without api  # all but what needs an API server")]
 pub struct Args {
     /// The steps to run [default: all]
@@ -35,6 +37,9 @@ pub struct Args {
     /// Leave a step out (`api`: all that need an API server); the summary says so
     #[arg(long, value_name = "STEP")]
     without: Vec<String>,
+    /// Run the steps of an older kernel in a virtual machine, and no others
+    #[arg(long, value_name = "VERSION", value_parser = [steps::KERNEL], conflicts_with = "only")]
+    kernel: Option<String>,
     /// Stop at the first step that fails
     #[arg(long)]
     fail_fast: bool,
@@ -43,9 +48,11 @@ pub struct Args {
 /// Runs the verb.
 pub fn verb(args: &Args) -> Result<()> {
     let steps = steps::all()?;
-    steps::check_names(&steps, &args.only)?;
+    let only: Vec<String> = args.kernel.iter().map(|version| format!("kernel-{version}")).collect();
+    let only = if only.is_empty() { &args.only } else { &only };
+    steps::check_names(&steps, only)?;
     steps::check_names(&steps, &args.without)?;
-    let steps = steps::select(steps, &args.only);
+    let steps = steps::select(steps, only);
     let is_left_out = |step: &Step| args.without.iter().any(|name| step.is_called(name));
     setup::tools()?;
     let mut run = Run { assets: None, daemon: None };
@@ -87,7 +94,7 @@ enum Ended {
     /// It is one case.
     Whole(Result<()>),
     /// It could not be run here, and need not.
-    LeftOut(&'static str),
+    LeftOut(String),
 }
 
 impl Run {
@@ -95,7 +102,7 @@ impl Run {
         say::progress("Testing", &step.name);
         let started = Instant::now();
         let (report, result) = match self.act(step).unwrap_or_else(|error| Ended::Whole(Err(error))) {
-            Ended::LeftOut(why) => return Outcome::left_out(&step.name, why),
+            Ended::LeftOut(why) => return Outcome::left_out(&step.name, &why),
             Ended::Cases(report, Ok(())) if report.counts == Counts::default() => {
                 (report, Err(anyhow!("it has no test")))
             }
@@ -144,6 +151,7 @@ impl Run {
                 }
                 counted(machine::as_root(suite)?)?
             }
+            Action::Kernel => on_kernel()?,
             Action::Demo => {
                 let [demo] = build::binaries([("affinity-tests", "demo")], Profile::Debug)?;
                 let mut tour = suites::command(&demo, self.daemon()?);
@@ -173,6 +181,24 @@ fn counted(mut command: Command) -> Result<Ended> {
     Ok(Ended::Cases(report, process::check(status, &command)))
 }
 
+/// Runs suites in a virtual machine.
+fn on_kernel() -> Result<Ended> {
+    if let Some(why) = kernel::obstacle() {
+        return Ok(Ended::LeftOut(why.to_owned()));
+    }
+    let mut suites = Vec::new();
+    for name in steps::KERNEL_SUITES {
+        suites.push((name, compile_suite(name)?));
+    }
+    let suites: Vec<(&str, &Path)> = suites.iter().map(|(name, path)| (*name, path.as_path())).collect();
+    let mut report = Report::default();
+    let result = kernel::run(steps::KERNEL, &suites, |line| {
+        println!("{line}");
+        report.line(line);
+    });
+    Ok(Ended::Cases(report, result))
+}
+
 fn compile_suite(name: &str) -> Result<PathBuf> {
     let mut cargo = cargo::host();
     cargo.args(["test", "--no-run", "--package=affinity-tests", "--test", name]);
@@ -184,7 +210,9 @@ fn compile_suite(name: &str) -> Result<PathBuf> {
 
 fn deny() -> Ended {
     if machine::find_program("cargo-deny").is_none() {
-        return Ended::LeftOut("cargo-deny is not installed: `cargo install --locked cargo-deny` (takes minutes)");
+        return Ended::LeftOut(
+            "cargo-deny is not installed: `cargo install --locked cargo-deny` (takes minutes)".to_owned(),
+        );
     }
     let mut cargo = cargo::host();
     cargo.args(["deny", "check", "bans", "licenses", "sources"]);

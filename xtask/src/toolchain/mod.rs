@@ -114,6 +114,8 @@ impl Toolchain {
             format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
             "-Cdebuginfo=2".to_owned(),
             "-Clink-arg=--btf".to_owned(),
+            // Linux 6.1 refuses a loop whose end falls through to its start, and the layout is the compiler's.
+            "-Clink-arg=--unroll-loops".to_owned(),
             // Atomics that return what was there came with v3 (kernel 5.12).
             "-Ctarget-cpu=v3".to_owned(),
             format!("-Clinker={}", self.linker.display()),
