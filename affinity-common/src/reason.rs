@@ -30,6 +30,8 @@ pub enum Verdict {
     Pass,
     /// It is dropped.
     Drop,
+    /// It was turned into the answer that it is refused, which goes back.
+    Reject,
 }
 
 macro_rules! reasons {
@@ -89,7 +91,7 @@ reasons! {
     AffinityRefused = "affinity-refused",
     /// The middle of a connection whose conntrack entry is gone: rebuilt.
     Rebuilt = "rebuilt",
-    /// The service has no eligible backend.
+    /// The service has no eligible backend: refused by a TCP reset or an ICMP port unreachable.
     NoBackend = "no-backend",
     /// The chosen backend went away between two look-ups.
     BackendGone = "backend-gone",
@@ -99,6 +101,8 @@ reasons! {
     ConntrackRefused = "conntrack-refused",
     /// The kernel refused to rewrite the packet.
     RewriteFailed = "rewrite-failed",
+    /// The service has no eligible backend, and the packet gets no answer: a reset, or one with IP options.
+    NoBackendDropped = "no-backend-dropped",
 }
 
 impl Reason {
@@ -122,9 +126,12 @@ impl Reason {
             | Self::AffinityAdopted
             | Self::AffinityRefused
             | Self::Rebuilt => Verdict::Pass,
-            Self::NoBackend | Self::BackendGone | Self::Collision | Self::ConntrackRefused | Self::RewriteFailed => {
-                Verdict::Drop
-            }
+            Self::NoBackend => Verdict::Reject,
+            Self::NoBackendDropped
+            | Self::BackendGone
+            | Self::Collision
+            | Self::ConntrackRefused
+            | Self::RewriteFailed => Verdict::Drop,
         }
     }
 

@@ -10,6 +10,7 @@
 #![no_main]
 #![expect(missing_docs, reason = "the macros of aya make public functions beside the documented ones")]
 #![expect(clippy::cast_possible_truncation, reason = "a word is taken apart into its halves")]
+#![expect(clippy::needless_pass_by_value, reason = "the kernel's context, as the macro passes it")]
 #![feature(asm_experimental_arch)]
 
 mod clock;
@@ -60,7 +61,6 @@ pub fn bench_parse(ctx: TcContext) -> i32 {
 
 /// What the wrapper costs.
 #[classifier]
-#[expect(clippy::needless_pass_by_value, reason = "as the macro passes it")]
 pub fn bench_wrapper(ctx: TcContext) -> i32 {
     let run = Run::start(ctx.skb.skb);
     let verdict = NEXT;
@@ -72,16 +72,22 @@ pub fn bench_wrapper(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn bench_ingress(ctx: TcContext) -> i32 {
     let run = Run::start(ctx.skb.skb);
-    let verdict = pipeline::ingress(ctx);
+    let verdict = pipeline::ingress(&ctx);
     run.end();
     verdict
+}
+
+/// What packets are handed over to that are refused; in no row, as nobody waits for it.
+#[classifier]
+pub fn bench_refuse(ctx: TcContext) -> i32 {
+    pipeline::refuse(&ctx)
 }
 
 /// The wrapper around the egress pipeline.
 #[classifier]
 pub fn bench_egress(ctx: TcContext) -> i32 {
     let run = Run::start(ctx.skb.skb);
-    let verdict = pipeline::egress(ctx);
+    let verdict = pipeline::egress(&ctx);
     run.end();
     verdict
 }

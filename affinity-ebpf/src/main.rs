@@ -1,10 +1,11 @@
-//! The Affinity datapath: two TC programs for a client's interface.
+//! The Affinity datapath: two TC programs for a client's interface, and one that the first hands over to.
 //!
 //! Thin on purpose: what is done with a packet is in `affinity_common::dp`; here are the entry points, the maps and the
 //! kernel's helpers behind its traits. All `unsafe` of the datapath is in [`env`] and [`skb`].
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the macros of aya make public functions beside the documented ones")]
+#![expect(clippy::needless_pass_by_value, reason = "the kernel's context, as the macro passes it")]
 #![feature(asm_experimental_arch)]
 
 mod clock;
@@ -19,11 +20,17 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 /// Packets from the clients on this interface.
 #[classifier]
 pub fn affinity_ingress(ctx: TcContext) -> i32 {
-    pipeline::ingress(ctx)
+    pipeline::ingress(&ctx)
+}
+
+/// Packets that [`affinity_ingress`] has found nobody for.
+#[classifier]
+pub fn affinity_refuse(ctx: TcContext) -> i32 {
+    pipeline::refuse(&ctx)
 }
 
 /// Packets to the clients on this interface.
 #[classifier]
 pub fn affinity_egress(ctx: TcContext) -> i32 {
-    pipeline::egress(ctx)
+    pipeline::egress(&ctx)
 }

@@ -14,13 +14,14 @@ use affinity_common::{
         ids::NextIds,
         services::{self, ServicePortName},
         slots::{self, Slot},
+        tail_calls,
     },
     family::{Family, V4, V6},
     types::ServiceId,
 };
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 
@@ -99,6 +100,10 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 /// What we tell user space.
 #[btf_map(name = "events")]
 pub static EVENTS: RingBuf<(), { events::SIZE }> = RingBuf::new();
+
+/// The programs that another one hands over to.
+#[btf_map(name = "tail_calls")]
+pub static TAIL_CALLS: ProgramArray<{ tail_calls::SIZE }> = ProgramArray::new();
 
 // Of user space alone; they are here so that all maps are made, sized and pinned in one way.
 

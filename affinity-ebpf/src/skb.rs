@@ -4,13 +4,18 @@
     reason = "offsets and lengths within a packet: the helpers take them as u32"
 )]
 
-use core::mem::{MaybeUninit, offset_of};
+use core::{
+    mem::{MaybeUninit, offset_of},
+    ptr,
+};
 
 use affinity_common::dp::{Checksum, Packet, RewriteError};
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    helpers::generated::{
+        bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 
@@ -28,12 +33,6 @@ impl Skb {
     #[inline(always)]
     pub fn new(ctx: TcContext) -> Self {
         Self { ctx }
-    }
-
-    /// The context, for logging.
-    #[inline(always)]
-    pub fn context(&self) -> &TcContext {
-        &self.ctx
     }
 }
 
@@ -138,6 +137,31 @@ impl Packet for Skb {
         let ctx = self.ctx.as_ptr().cast();
         // SAFETY: the helper checks the offset.
         done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, from.into(), to.into(), zero_flag(sum) | 2) })
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> Result<(), RewriteError> {
+        // SAFETY: the helper checks the length.
+        done(unsafe { bpf_skb_change_tail(self.ctx.as_ptr().cast(), len as u32, 0) })
+    }
+
+    #[inline(always)]
+    fn sum(&self, bytes: &[u8]) -> u16 {
+        let to = bytes.as_ptr().cast_mut().cast();
+        // SAFETY: the helper reads the given number of bytes, a multiple of 4.
+        let sum = unsafe { bpf_csum_diff(ptr::null_mut(), 0, to, bytes.len() as u32, 0) }.cast_unsigned() as u32;
+        let sum = (sum & 0xffff) + (sum >> 16);
+        u16::from_be_bytes((((sum & 0xffff) + (sum >> 16)) as u16).to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn finish_checksum(&mut self, at: usize, pseudo: u16, whole: u16) -> Result<(), RewriteError> {
+        // In one's complement `~(diff + ~pseudo)` is to be `~whole`. Where the checksum is left to hardware, the helper does
+        // nothing about what is not of the pseudo-header.
+        let diff = (u32::from(whole) + u32::from(pseudo)) % 0xffff;
+        let diff = u16::from_ne_bytes((diff as u16).to_be_bytes());
+        // SAFETY: the helper checks the offset.
+        done(unsafe { bpf_l4_csum_replace(self.ctx.as_ptr().cast(), at as u32, 0, diff.into(), 0) })
     }
 }
 

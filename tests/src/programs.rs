@@ -14,6 +14,7 @@ use affinity_common::abi::slots::Slot;
 use affinity_common::family::{Family, V4, V6};
 use affinity_common::reason::{Program, Reason};
 use affinity_common::types::{BackendId, Nanos, Port, Proto, Seconds, ServiceId};
+use affinity_user::loader::load_refuser;
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _};
@@ -32,7 +33,7 @@ unsafe impl<T: Pod> aya::Pod for Plain<T> {}
 /// What a program made of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// What it returned: -1 passes, 2 drops.
+    /// What it returned: [`PASS`], [`DROP`] or [`REDIRECT`].
     pub action: i32,
     /// The packet afterwards.
     pub packet: Vec<u8>,
@@ -44,6 +45,8 @@ pub struct Run {
 pub const PASS: i32 = -1;
 /// What is dropped: `TC_ACT_SHOT`.
 pub const DROP: i32 = 2;
+/// What is sent elsewhere: `TC_ACT_REDIRECT`.
+pub const REDIRECT: i32 = 7;
 
 /// A service port to set up.
 #[derive(Clone, Debug)]
@@ -85,6 +88,7 @@ impl Programs {
                 ebpf.program_mut(section(program)).context("no such program")?.try_into()?;
             loaded.load().with_context(|| format!("loading {}", section(program)))?;
         }
+        load_refuser(&mut ebpf, false)?;
         Ok(Self { ebpf, next_slot: 0 })
     }
 

@@ -262,10 +262,47 @@ fn serving_pods_that_terminate_are_used_when_no_other_is_left() -> Result<()> {
     let pods = one_pod_each(&site.ask_all(STICKY, 3)?);
     assert!(pods.iter().all(|pod| *pod == site.lab.backends[3].name), "{pods:?}");
     site.set(&site.all(Endpoint::NotReady), Some(10_800))?;
-    let options = ClientOptions::default().within(SECOND);
-    http_get(&site.lab.clients[0].netns, STICKY.parse()?, &options).expect_err("no backend is left");
+    refused(&site, STICKY)?;
     let status = site.cli().json(&["status"])?;
     assert!(status.to_string().contains("no-backend"), "{status}");
+    Ok(())
+}
+
+/// Nobody answers: the client is told so at once.
+fn refused(site: &Site, service: &str) -> Result<()> {
+    let options = ClientOptions::default().within(5 * SECOND);
+    let since = Instant::now();
+    for client in &site.lab.clients {
+        let error = http_get(&client.netns, service.parse()?, &options).expect_err("no backend is left");
+        ensure!(format!("{error:#}").contains("refused"), "{service} over TCP: {error:#}");
+        let udp = UdpClient::open(&client.netns, service.parse()?, &options)?;
+        udp.connect(service.parse()?)?;
+        let error = udp.ask(service.parse()?, b"anybody?").expect_err("no backend is left");
+        ensure!(format!("{error:#}").contains("refused"), "{service} over UDP: {error:#}");
+    }
+    ensure!(since.elapsed() < SECOND, "it took {:?}", since.elapsed());
+    Ok(())
+}
+
+#[test]
+fn who_has_no_backend_left_is_refused_at_once() -> Result<()> {
+    for (offloads, attach) in [(true, "auto"), (false, "clsact")] {
+        let mut site = Site::new(LabOptions { offloads, ..of(Families::Dual) }, &["--attach", attach])?;
+        site.ask_all(STICKY, 1)?;
+        let mut kept = site.open(0, SPREAD6)?;
+        let pod = kept.get()?.backend;
+        site.set(&site.all(Endpoint::NotReady), Some(10_800))?;
+        for service in [STICKY, STICKY6, SPREAD, SPREAD6] {
+            refused(&site, service)?;
+        }
+        assert_eq!(kept.get()?.backend, pod, "an established connection stays");
+        site.daemon.kill()?;
+        refused(&site, STICKY6).context("without a daemon")?;
+        site.daemon.resume()?;
+        refused(&site, STICKY)?;
+        site.set(&site.all(Endpoint::Ready), Some(10_800))?;
+        site.ask_all(STICKY6, 1)?;
+    }
     Ok(())
 }
 
@@ -442,8 +479,8 @@ fn maps_are_dumped_with_field_names() -> Result<()> {
     let mut dumped = 0;
     for map in affinity_common::abi::MAPS {
         assert!(names.contains(&map.name.to_owned()), "{} is not pinned: {names:?}", map.name);
-        if map.kind == affinity_common::abi::Kind::RingBuf {
-            // The kernel has no way to read a ring buffer but to consume it.
+        if matches!(map.kind, affinity_common::abi::Kind::RingBuf | affinity_common::abi::Kind::ProgArray) {
+            // The kernel has no way to read a ring buffer but to consume it, and programs have no fields.
             continue;
         }
         let mut bpftool = Command::new("bpftool");
@@ -457,7 +494,7 @@ fn maps_are_dumped_with_field_names() -> Result<()> {
         assert!(named, "{}: no field names: {formatted}", map.name);
         dumped += 1;
     }
-    assert_eq!(dumped, affinity_common::abi::MAPS.len() - 1);
+    assert_eq!(dumped, affinity_common::abi::MAPS.len() - 2);
     Ok(())
 }
 

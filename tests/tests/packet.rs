@@ -11,7 +11,7 @@ use affinity_common::reason::{Program, Reason};
 use affinity_common::types::{BackendId, Proto, Seconds, Ticks};
 use affinity_tests::packet::{Packet, Tcp, assert_same_packet, verify_checksums};
 use affinity_tests::privilege::require_root;
-use affinity_tests::programs::{DROP, PASS, Programs, Run, Service, now};
+use affinity_tests::programs::{DROP, PASS, Programs, REDIRECT, Run, Service, now};
 use anyhow::{Context as _, Result};
 
 const CLIENT: &str = "10.244.0.11:40000";
@@ -394,16 +394,56 @@ fn resets_and_fins_are_seen_in_both_directions<F: Over>() -> Result<()> {
     Ok(())
 }
 
-fn no_backend_and_a_collision_are_dropped_and_counted<F: Over>() -> Result<()> {
+fn without_a_backend_tcp_is_reset_and_udp_unreachable<F: Over>() -> Result<()> {
+    const EMPTY: &str = "10.96.0.30:80";
     let mut programs = programs::<F>()?;
-    let mut empty = service::<F>(5, "10.96.0.30:80", Proto::TCP, TIMEOUT);
-    empty.backends.clear();
-    programs.set_service(&empty)?;
-    let packet = syn(CLIENT, "10.96.0.30:80");
-    let run = ingress::<F>(&programs, &packet)?;
-    assert_eq!((run.action, run.reason), (DROP, Reason::NoBackend));
+    for (id, proto) in [(5, Proto::TCP), (6, Proto::UDP)] {
+        let mut empty = service::<F>(id, EMPTY, proto, TIMEOUT);
+        empty.backends.clear();
+        programs.set_service(&empty)?;
+    }
+    let back = |packet: Packet| {
+        let macs = packet.build()[..12].to_vec();
+        let half = |at: usize| <[u8; 6]>::try_from(&macs[at..at + 6]).expect("six bytes");
+        packet.macs(half(0), half(6)).identification(0)
+    };
+    // SYN and FIN count a byte each; what has an ACK is reset by its number.
+    let reset = Packet::tcp(EMPTY, CLIENT).window(0);
+    for (asked, answer) in [
+        (syn(CLIENT, EMPTY).numbers(7, 0), reset.clone().flags(Tcp::RST | Tcp::ACK).numbers(0, 8)),
+        (
+            syn(CLIENT, EMPTY).numbers(u32::MAX, 0).tcp_options(&[2, 4, 5, 0xb4]).payload(b"early"),
+            reset.clone().flags(Tcp::RST | Tcp::ACK).numbers(0, 5),
+        ),
+        (
+            Packet::tcp(CLIENT, EMPTY).flags(Tcp::FIN).numbers(7, 0),
+            reset.clone().flags(Tcp::RST | Tcp::ACK).numbers(0, 8),
+        ),
+        (Packet::tcp(CLIENT, EMPTY).numbers(7, 9).payload([1; 900]), reset.flags(Tcp::RST).numbers(9, 0)),
+    ] {
+        let run = ingress::<F>(&programs, &asked)?;
+        assert_eq!((run.action, run.reason), (REDIRECT, Reason::NoBackend));
+        assert_same_packet(&back(in_family::<F>(&answer)).build(), &run.packet);
+    }
+    for payload in [&[][..], &[7; 3], &[7; 1200]] {
+        let asked = in_family::<F>(&Packet::udp(CLIENT, EMPTY).payload(payload));
+        let run = programs.run(Program::Ingress, &asked.build())?;
+        assert_eq!((run.action, run.reason), (REDIRECT, Reason::NoBackend));
+        let quote = &asked.build()[14..asked.upper_offset() + 8];
+        let (kind, code) = if F::VERSION == 4 { (3, 3) } else { (1, 4) };
+        let answer = Packet::icmp(asked.destination(), asked.source(), kind, code, [0; 4], quote);
+        assert_same_packet(&back(answer).build(), &run.packet);
+    }
+    // Nobody answers a reset.
+    let run = ingress::<F>(&programs, &Packet::tcp(CLIENT, EMPTY).flags(Tcp::RST))?;
+    assert_eq!((run.action, run.reason), (DROP, Reason::NoBackendDropped));
     assert_eq!(programs.affinity::<F>(over::<F>(CLIENT), 5)?, None);
     assert_eq!(programs.conntrack::<F>()?.len(), 0);
+    Ok(())
+}
+
+fn a_collision_is_dropped_and_counted<F: Over>() -> Result<()> {
+    let mut programs = programs::<F>()?;
     // Two services with one backend, and one client port.
     for (id, frontend) in [(6, "10.96.0.31:80"), (7, "10.96.0.32:80")] {
         let mut one = service::<F>(id, frontend, Proto::TCP, TIMEOUT);
@@ -637,7 +677,8 @@ in_both_families! {
     an_evicted_entry_is_rebuilt_on_the_same_backend,
     a_udp_flow_ends_with_its_backend_or_its_time,
     resets_and_fins_are_seen_in_both_directions,
-    no_backend_and_a_collision_are_dropped_and_counted,
+    without_a_backend_tcp_is_reset_and_udp_unreachable,
+    a_collision_is_dropped_and_counted,
     a_slot_without_its_backend_is_dropped_and_counted,
     a_backends_connections_are_counted,
 }

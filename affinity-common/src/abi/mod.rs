@@ -17,6 +17,7 @@ pub mod frontends;
 pub mod ids;
 pub mod services;
 pub mod slots;
+pub mod tail_calls;
 
 /// The version of this layout. A daemon refuses pinned maps of another one.
 pub const LAYOUT: u32 = 1;
@@ -32,6 +33,8 @@ pub enum Kind {
     Hash,
     /// `BPF_MAP_TYPE_LRU_HASH`, of the common kind (no list a CPU)
     LruHash,
+    /// `BPF_MAP_TYPE_PROG_ARRAY`
+    ProgArray,
     /// `BPF_MAP_TYPE_RINGBUF`
     RingBuf,
 }
@@ -71,6 +74,7 @@ pub const MAPS: &[MapSpec] = &[
     ids::SPEC,
     services::SPEC,
     backend_names::SPEC,
+    tail_calls::SPEC,
 ];
 
 /// The name of a family's map.

@@ -120,4 +120,11 @@ pub trait Packet {
     fn update_checksum_by_address(&mut self, sum: Checksum, from: &[u8], to: &[u8]) -> Result<(), RewriteError>;
     /// Makes the transport checksum follow a port that changes.
     fn update_checksum_by_port(&mut self, sum: Checksum, from: [u8; 2], to: [u8; 2]) -> Result<(), RewriteError>;
+    /// Makes the frame shorter or longer, by zeroes; a segment of several packets becomes one.
+    fn resize(&mut self, len: usize) -> Result<(), RewriteError>;
+    /// The sum of big-endian words, what is over 16 bits added to them (RFC 1071), of as many bytes as four divides.
+    fn sum(&self, bytes: &[u8]) -> u16;
+    /// Completes the transport checksum at `at`, which holds the sum of the pseudo-header: hardware that is to compute it
+    /// starts from there; otherwise it becomes what the sum of `whole`, pseudo-header included, makes it.
+    fn finish_checksum(&mut self, at: usize, pseudo: u16, whole: u16) -> Result<(), RewriteError>;
 }

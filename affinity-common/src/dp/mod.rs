@@ -10,6 +10,7 @@ pub mod conntrack;
 mod env;
 pub mod hash;
 pub mod parse;
+pub mod reject;
 pub mod rewrite;
 pub mod select;
 pub mod slots;

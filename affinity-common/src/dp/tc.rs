@@ -6,6 +6,7 @@ use super::{
     choice::Choice,
     conntrack,
     parse::{Headers, Parse},
+    reject::{self, Reject},
     rewrite::{End, Rewrite, translate},
     select,
 };
@@ -32,6 +33,15 @@ pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P
         return Reason::NotService;
     };
     request(env, packet, &headers, &frontend).unwrap_or_else(|reason| reason)
+}
+
+/// A packet that [`ingress`] has left as it came, as [`Reason::NoBackend`]: turned into its answer.
+#[inline(always)]
+pub fn refuse<F: Parse + Reject, P: Packet>(packet: &mut P) -> Reason {
+    match F::parse(packet) {
+        Ok(headers) => reject::no_backend(packet, &headers),
+        Err(reason) => reason,
+    }
 }
 
 /// A packet to a client: if it is a backend's reply, its source becomes the frontend again.

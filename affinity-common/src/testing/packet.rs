@@ -1,7 +1,7 @@
 //! Packets in plain memory, with their checksum left to hardware or not.
 
 use crate::{
-    dp::{Checksum, Packet, RewriteError, parse::Parse, rewrite::Rewrite},
+    dp::{Checksum, Packet, RewriteError, parse::Parse, reject::Reject, rewrite::Rewrite},
     family::{V4, V6},
     types::Proto,
 };
@@ -18,7 +18,7 @@ pub enum Offload {
 }
 
 /// A family whose packets the tests build.
-pub trait Wire: Parse + Rewrite {
+pub trait Wire: Parse + Reject + Rewrite {
     /// The address that tests call by an IPv4 one: itself, or that of IPv6 which ends in it.
     fn addr(name: [u8; 4]) -> Self::Addr;
     /// What tests call an address.
@@ -323,5 +323,26 @@ impl Packet for FakePacket {
 
     fn update_checksum_by_port(&mut self, sum: Checksum, from: [u8; 2], to: [u8; 2]) -> Result<(), RewriteError> {
         self.replace(sum, &from, &to, false)
+    }
+
+    fn resize(&mut self, len: usize) -> Result<(), RewriteError> {
+        self.allow_write()?;
+        self.bytes.resize(len, 0);
+        Ok(())
+    }
+
+    fn sum(&self, bytes: &[u8]) -> u16 {
+        sum(bytes)
+    }
+
+    fn finish_checksum(&mut self, at: usize, pseudo: u16, whole: u16) -> Result<(), RewriteError> {
+        self.allow_write()?;
+        let offload = self.offload;
+        let field = self.field(at)?;
+        assert_eq!(u16::from_be_bytes(*field), pseudo);
+        if offload != Offload::Partial {
+            *field = (!whole).to_be_bytes();
+        }
+        Ok(())
     }
 }

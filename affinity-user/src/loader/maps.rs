@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use affinity_common::abi::config::Config;
 use affinity_common::abi::{self, Kind, LAYOUT, MAPS, MapSpec};
 use aya::Ebpf;
-use aya::maps::{Array, Map, MapData, MapInfo, MapType};
+use aya::maps::{Array, Map, MapData, MapInfo, MapType, ProgramArray};
+use aya::programs::ProgramFd;
 use bytemuck::Pod;
 
 use super::LoadError;
@@ -120,6 +121,7 @@ fn difference(spec: &MapSpec, info: &MapInfo) -> Option<String> {
         Kind::PerCpuArray => MapType::PerCpuArray,
         Kind::Hash => MapType::Hash,
         Kind::LruHash => MapType::LruHash,
+        Kind::ProgArray => MapType::ProgramArray,
         Kind::RingBuf => MapType::RingBuf,
     };
     let found = info.map_type().ok();
@@ -145,6 +147,14 @@ pub fn claim(object: &mut Ebpf, layout: u32) -> Result<(), LoadError> {
         map.set(0, bytemuck::cast::<Config, [u8; size_of::<Config>()]>(config), 0).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Puts a program where others hand over to it. The pin keeps it there.
+pub fn hand_over(object: &mut Ebpf, index: u32, program: &ProgramFd) -> Result<(), LoadError> {
+    let name = abi::tail_calls::SPEC.name;
+    let failed = |source| LoadError::MapAccess { map: name, source };
+    let map = object.map_mut(name).ok_or_else(|| failed(aya::maps::MapError::InvalidName { name: name.to_owned() }))?;
+    ProgramArray::try_from(map).and_then(|mut programs| programs.set(index, program, 0)).map_err(failed)
 }
 
 fn read<T: Pod>(bytes: &[u8]) -> T {

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use affinity_common::abi::LAYOUT;
+use affinity_common::abi::{LAYOUT, tail_calls};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use serde::{Deserialize, Serialize};
@@ -110,6 +110,7 @@ impl Datapath {
                 .load()
                 .map_err(|error| LoadError::verifier(direction.program(), error, options.verifier_log))?;
         }
+        load_refuser(&mut object, options.verifier_log)?;
         let links = links_dir(&options.pin_dir);
         fs::create_dir_all(&links).map_err(|source| LoadError::Directory { path: links.clone(), source })?;
         Ok(Self {
@@ -170,6 +171,23 @@ impl Datapath {
 /// Where the programs are, as the pins and the kernel tell: without a daemon, and without loading anything.
 pub fn attached(pin_dir: &Path) -> Vec<Attachment> {
     attach::attached(pin_dir)
+}
+
+/// Loads the program that answers for services without backends, and lets the ingress program find it.
+///
+/// # Errors
+/// Where the verifier refuses it.
+pub fn load_refuser(object: &mut Ebpf, verifier_log: bool) -> Result<(), LoadError> {
+    const NAME: &str = "affinity_refuse";
+    let program: &mut SchedClassifier = object
+        .program_mut(NAME)
+        .ok_or(LoadError::NoProgram(NAME))?
+        .try_into()
+        .map_err(|error| LoadError::verifier(NAME, error, verifier_log))?;
+    program.load().map_err(|error| LoadError::verifier(NAME, error, verifier_log))?;
+    let fd =
+        program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|error| LoadError::verifier(NAME, error, false))?;
+    maps::hand_over(object, tail_calls::REFUSE, &fd)
 }
 
 pub(crate) fn program(object: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, LoadError> {

@@ -13,7 +13,7 @@ pub struct CounterRow {
     pub program: &'static str,
     /// The reason.
     pub reason: &'static str,
-    /// `pass` or `drop`.
+    /// `pass`, `drop` or `reject`.
     pub verdict: &'static str,
     /// Packets.
     pub packets: u64,
@@ -34,6 +34,7 @@ pub fn counters(snapshot: &Snapshot, all: bool) -> Vec<CounterRow> {
             verdict: match reason.verdict() {
                 Verdict::Pass => "pass",
                 Verdict::Drop => "drop",
+                Verdict::Reject => "reject",
             },
             packets: counter.packets,
             bytes: counter.bytes,

@@ -100,6 +100,7 @@ enum Upper {
         flags: Tcp,
         sequence: u32,
         acknowledgement: u32,
+        window: u16,
         options: Vec<u8>,
         payload: Vec<u8>,
     },
@@ -171,6 +172,7 @@ impl Packet {
                 flags: Tcp::ACK,
                 sequence: 0x1000_0001,
                 acknowledgement: 0x2000_0002,
+                window: 64_240,
                 options: Vec::new(),
                 payload: Vec::new(),
             },
@@ -325,6 +327,19 @@ impl Packet {
         match &mut self.upper {
             Upper::Tcp { sequence, acknowledgement, .. } => (*sequence, *acknowledgement) = (seq, ack),
             other => panic!("numbers of {other:?}"),
+        }
+        self
+    }
+
+    /// TCP's window.
+    ///
+    /// # Panics
+    /// Where it is not TCP.
+    #[must_use]
+    pub fn window(mut self, bytes: u16) -> Self {
+        match &mut self.upper {
+            Upper::Tcp { window, .. } => *window = bytes,
+            other => panic!("the window of {other:?}"),
         }
         self
     }
@@ -581,7 +596,7 @@ impl Packet {
     /// The header above IP with its checksum, and what it carries.
     fn build_upper(&self) -> Vec<u8> {
         let (mut bytes, at) = match &self.upper {
-            Upper::Tcp { flags, sequence, acknowledgement, options, payload } => {
+            Upper::Tcp { flags, sequence, acknowledgement, window, options, payload } => {
                 let mut header = TcpHeader {
                     source_port: self.source.port(),
                     destination_port: self.destination.port(),
@@ -592,7 +607,7 @@ impl Packet {
                     rst: flags.has(Tcp::RST),
                     psh: flags.has(Tcp::PSH),
                     ack: flags.has(Tcp::ACK),
-                    window_size: 64_240,
+                    window_size: *window,
                     ..TcpHeader::default()
                 };
                 header.set_options_raw(options).expect("checked when set");
