@@ -10,6 +10,7 @@
 pub mod causes;
 pub mod cli;
 pub mod daemon;
+pub mod flush;
 pub mod loader;
 pub mod model;
 pub mod monitor;

@@ -268,6 +268,27 @@ fn serving_pods_that_terminate_are_used_when_no_other_is_left() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn connections_that_people_forget_go_on_where_they_were() -> Result<()> {
+    let site = Site::new(of(Families::Dual), &[])?;
+    let services = [STICKY, SPREAD, STICKY6, SPREAD6];
+    let mut kept: Vec<_> = services.iter().map(|service| site.open(0, service)).collect::<Result<_>>()?;
+    let pods: Vec<String> = kept.iter_mut().map(|it| Ok(it.get()?.backend)).collect::<Result<_>>()?;
+    let forget = |arguments: &[&str]| -> Result<u64> {
+        let answer = site.cli().json(&[&["conntrack", "flush"], arguments].concat())?;
+        answer["forgotten"].as_u64().with_context(|| answer.to_string())
+    };
+    assert_eq!(forget(&["--client", "192.0.2.1"])?, 0);
+    assert_eq!(forget(&["--service", "sticky"])?, 4);
+    assert_eq!(forget(&["--all"])?, 4);
+    for (kept, pod) in kept.iter_mut().zip(&pods) {
+        assert_eq!(kept.get()?.backend, *pod);
+    }
+    assert!(site.cli().json(&["conntrack", "flush", "--service", "nobody"]).is_err());
+    assert!(site.cli().json(&["conntrack", "flush"]).is_err(), "not all of them by mistake");
+    Ok(())
+}
+
 /// Nobody answers: the client is told so at once.
 fn refused(site: &Site, service: &str) -> Result<()> {
     let options = ClientOptions::default().within(5 * SECOND);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::loader::{PIN_DIR, Sizes};
 use crate::status::STATE_DIR;
@@ -130,6 +130,23 @@ pub(super) enum ConntrackVerb {
         /// Of one client
         #[arg(long, value_name = "IP")]
         client: Option<IpAddr>,
+    },
+    /// Forget connections: what goes on of them is noted anew, on the same pod where affinity or the hash still say so
+    #[command(
+        group(ArgGroup::new("which").required(true).multiple(true)),
+        after_help = "Examples:\n  affinity conntrack flush --client 10.244.0.11\n  \
+                      affinity conntrack flush --service shop/web\n  affinity conntrack flush --all"
+    )]
+    Flush {
+        /// Of one client
+        #[arg(long, value_name = "IP", group = "which")]
+        client: Option<IpAddr>,
+        /// Of one service: NAMESPACE/NAME, or NAME in the namespace default
+        #[arg(long, value_name = "NAME", group = "which")]
+        service: Option<String>,
+        /// All of them
+        #[arg(long, group = "which", conflicts_with_all = ["client", "service"])]
+        all: bool,
     },
 }
 

@@ -27,6 +27,9 @@ pub fn execute(cli: Cli) -> Result<()> {
             show::sessions(&common, service.as_deref(), client, live)
         }
         Verb::Conntrack(ConntrackVerb::List { client }) => show::connections(&common, client),
+        Verb::Conntrack(ConntrackVerb::Flush { client, service, all: _ }) => {
+            show::flush(&common, client, service.as_deref())
+        }
         Verb::Monitor => show::monitor(&common),
         Verb::Status => show::status(&common),
         Verb::Cleanup => show::cleanup(&common),

@@ -1,4 +1,4 @@
-//! The verbs that show something, and `cleanup`.
+//! The verbs that show something, `conntrack flush` and `cleanup`.
 
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::args::{Common, Output};
 use super::print::{self, line, or_dash, span};
+use crate::flush;
 use crate::loader;
 use crate::monitor::{self, Happening};
 use crate::status::StatusFile;
@@ -161,6 +162,24 @@ pub(super) fn connections(common: &Common, client: Option<IpAddr>) -> Result<()>
             ]
         }),
     )
+}
+
+pub(super) fn flush(common: &Common, client: Option<IpAddr>, service: Option<&str>) -> Result<()> {
+    let mut tables = view::open(&common.pin_dir)?;
+    let names = view::read_names(&tables)?;
+    let service = service.map(qualified);
+    if let Some(name) = &service
+        && !names.services.values().any(|port| port.service.to_string() == *name)
+    {
+        bail!("no service {name}: `affinity service list` shows those that are served");
+    }
+    let forgotten = flush::connections(&mut tables, |ip, id| {
+        client.is_none_or(|client| client == ip) && service.as_ref().is_none_or(|name| names.service(id) == *name)
+    })?;
+    if common.output == Output::Json {
+        return print::json(&json!({"forgotten": forgotten}));
+    }
+    line(format!("forgot {forgotten} entries: one a direction of each connection"))
 }
 
 pub(super) fn monitor(common: &Common) -> Result<()> {
