@@ -10,7 +10,9 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 const JIFFIES: u64 = (1 << 20) - 1;
 
 /// The last reading, of whatever CPU: one word, so that it is seen whole. A CPU that is late with its writing (by a
-/// halted virtual machine, say) leaves jiffies of long ago with it, and is not believed.
+/// halted virtual machine, say) leaves jiffies of long ago with it, and is not believed. After 2^20 jiffies (17 minutes at
+/// 1,000 Hz) without a packet there is a chance of one in a million that it is, for as long as a jiffy: the time is then that
+/// old, which [`Ticks`](affinity_common::types::Ticks) take for no age at all.
 struct Reading(UnsafeCell<u64>);
 
 // SAFETY: read and written as a whole only, by one instruction.

@@ -17,6 +17,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask run           # live, until Ctrl-C\n  \
                         cargo xtask run --once    # the whole tour; exits 0 only if every expectation held\n  \
+                        cargo xtask run -- --ipv6 # the same over IPv6\n  \
                         cargo xtask run --kubeconfig ~/.kube/config -- --interface 'veth*'")]
 pub struct Args {
     /// Do the tour once and say whether every expectation held

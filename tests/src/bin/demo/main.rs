@@ -13,6 +13,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use affinity_tests::privilege::NEEDS_ROOT;
+use affinity_tests::topology::Families;
 use anyhow::{Result, bail};
 use clap::Parser;
 use nix::unistd::geteuid;
@@ -30,6 +31,9 @@ struct Args {
     /// How the daemon attaches: auto, tcx or clsact
     #[arg(long, default_value = "auto")]
     attach: String,
+    /// Show it over IPv6
+    #[arg(long)]
+    ipv6: bool,
     /// Requests of the tour to the sticky service, over all clients
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(30..))]
     requests: u32,
@@ -50,7 +54,7 @@ fn run(args: &Args) -> Result<bool> {
     if !geteuid().is_root() {
         bail!("{NEEDS_ROOT}");
     }
-    let mut stage = stage::Stage::set(args.timeout, &args.attach)?;
+    let mut stage = stage::Stage::set(args.timeout, &args.attach, if args.ipv6 { Families::V6 } else { Families::V4 })?;
     if args.once || !std::io::stdout().is_terminal() {
         return tour::run(&mut stage, args.requests);
     }

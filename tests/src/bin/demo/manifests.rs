@@ -18,22 +18,23 @@ pub fn service(name: &str, address: IpAddr, timeout: Option<u32>) -> String {
     };
     format!(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  \
-         clusterIP: {address}\n  clusterIPs: [{address}]\n{affinity}  ports:\n  - name: http\n    port: 80\n    \
+         clusterIP: \"{address}\"\n  clusterIPs: [\"{address}\"]\n{affinity}  ports:\n  - name: http\n    port: 80\n    \
          protocol: TCP\n    targetPort: 8080\n"
     )
 }
 
-/// The `EndpointSlice` of a service: its pods by name and address, and whether each is ready.
-pub fn slice(service: &str, pods: &[(String, IpAddr, bool)]) -> String {
+/// The `EndpointSlice` of a service, of an address's family: its pods by name and address, and whether each is ready.
+pub fn slice(service: &str, family: IpAddr, pods: &[(String, IpAddr, bool)]) -> String {
+    let family = if family.is_ipv4() { "IPv4" } else { "IPv6" };
     let mut yaml = format!(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {service}-1\n  namespace: default\n  \
-         labels:\n    kubernetes.io/service-name: {service}\naddressType: IPv4\nports:\n- name: http\n  port: 8080\n  \
+         labels:\n    kubernetes.io/service-name: {service}\naddressType: {family}\nports:\n- name: http\n  port: 8080\n  \
          protocol: TCP\nendpoints:\n"
     );
     for (name, address, ready) in pods {
         writeln!(
             yaml,
-            "- addresses: [{address}]\n  conditions: {{ready: {ready}}}\n  targetRef: {{kind: Pod, name: {name}, namespace: default}}"
+            "- addresses: [\"{address}\"]\n  conditions: {{ready: {ready}}}\n  targetRef: {{kind: Pod, name: {name}, namespace: default}}"
         )
         .expect("a string takes it");
     }

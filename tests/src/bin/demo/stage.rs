@@ -1,10 +1,10 @@
 //! The stage: the lab, the pods' servers, the daemon on a directory of YAML, and what can be done to them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use affinity_tests::daemon::{Daemon, DaemonOptions, SourceDir};
-use affinity_tests::topology::{Host, Lab, LabOptions};
+use affinity_tests::topology::{Families, Host, Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::view::SessionRow;
 use anyhow::{Context as _, Result};
@@ -14,8 +14,6 @@ use crate::manifests::{self, SPREAD, STICKY};
 const POD_PORT: u16 = 8080;
 /// How long the daemon may take to program a change.
 const APPLIED: Duration = Duration::from_secs(10);
-const STICKY_IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10));
-const SPREAD_IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 20));
 
 /// One of the two services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +33,15 @@ impl Service {
         }
     }
 
-    fn ip(self) -> IpAddr {
-        match self {
-            Self::Sticky => STICKY_IP,
-            Self::Spread => SPREAD_IP,
+    /// Its address, of the same family as a pod's.
+    fn ip(self, pod: IpAddr) -> IpAddr {
+        let last = match self {
+            Self::Sticky => 10,
+            Self::Spread => 20,
+        };
+        match pod {
+            IpAddr::V4(_) => Ipv4Addr::new(10, 96, 0, last).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, last.into()).into(),
         }
     }
 }
@@ -63,9 +66,9 @@ pub struct Stage {
 
 impl Stage {
     /// Sets it all up and waits until the daemon has programmed the services.
-    pub fn set(timeout: u32, attach: &str) -> Result<Self> {
+    pub fn set(timeout: u32, attach: &str, families: Families) -> Result<Self> {
         eprintln!("setting up 3 clients, 5 pods and a node, in network namespaces of this process");
-        let lab = Lab::new(LabOptions::default())?;
+        let lab = Lab::new(LabOptions { families, ..LabOptions::default() })?;
         let pods = lab
             .backends
             .iter()
@@ -110,7 +113,7 @@ impl Stage {
 
     /// Asks a service on behalf of a client, on a connection of its own; returns the pod's name.
     pub fn ask(&self, client: usize, service: Service) -> Result<String> {
-        let server = SocketAddr::new(service.ip(), 80);
+        let server = SocketAddr::new(service.ip(self.client_ip(client)), 80);
         let options = ClientOptions::default().within(Duration::from_secs(2));
         let answer = http_get(&self.lab.clients[client].netns, server, &options)
             .with_context(|| format!("{} to {}", self.lab.clients[client].name, service.name()))?;
@@ -162,13 +165,14 @@ impl Stage {
 }
 
 fn write_manifests(source: &SourceDir, pods: &[Pod], timeout: Option<u32>) -> Result<()> {
+    let family = pods.first().context("no pods")?.host.ip();
     let pods: Vec<_> =
         pods.iter().filter(|pod| pod.ready).map(|pod| (pod.host.name.clone(), pod.host.ip(), true)).collect();
     for (service, timeout) in [(Service::Sticky, timeout), (Service::Spread, None)] {
         let yaml = format!(
             "{}---\n{}",
-            manifests::service(service.name(), service.ip(), timeout),
-            manifests::slice(service.name(), &pods)
+            manifests::service(service.name(), service.ip(family), timeout),
+            manifests::slice(service.name(), family, &pods)
         );
         source.write_text(service.name(), &yaml)?;
     }
