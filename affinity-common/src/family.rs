@@ -90,9 +90,8 @@ impl Family for V6 {
 
     #[inline(always)]
     fn words(addr: &[u8; 16]) -> [u64; 2] {
-        let word = u128::from_be_bytes(*addr);
-        #[expect(clippy::cast_possible_truncation, reason = "the two halves are what is wanted")]
-        [(word >> 64) as u64, word as u64]
+        let halves: [[u8; 8]; 2] = bytemuck::cast(*addr);
+        halves.map(u64::from_be_bytes)
     }
 
     #[inline(always)]

@@ -30,8 +30,9 @@ pub enum Verdict {
     Pass,
     /// It is dropped.
     Drop,
-    /// It was turned into the answer that it is refused, which goes back.
-    Reject,
+    /// It goes back out by the interface that it has come by: as the answer that it is refused, or as a packet of a pod to
+    /// itself.
+    SendBack,
 }
 
 macro_rules! reasons {
@@ -65,7 +66,7 @@ reasons! {
     OtherProtocol = "other-protocol",
     /// Headers that are cut off or lie about their length; passed as it came.
     Malformed = "malformed",
-    /// A fragment; passed as it came.
+    /// A fragment that is for no service; passed as it came.
     Fragment = "fragment",
     /// No service has the destination.
     NotService = "not-service",
@@ -103,6 +104,19 @@ reasons! {
     RewriteFailed = "rewrite-failed",
     /// The service has no eligible backend, and the packet gets no answer: a reset, or one with IP options.
     NoBackendDropped = "no-backend-dropped",
+    /// The service has no such port: refused by a TCP reset or an ICMP port unreachable, as is a ping.
+    NoSuchPort = "no-such-port",
+    /// The service has no such port, and the packet gets no answer: a reset, or one with IP options.
+    NoSuchPortDropped = "no-such-port-dropped",
+    /// Of a pod that is its own backend: to itself, from the service's address.
+    Hairpin = "hairpin",
+    /// Past services, on ports that a connection through one has too: from another port.
+    Direct = "direct",
+    /// An ICMP error about a translated packet: it shows what its receiver has sent.
+    IcmpError = "icmp-error",
+    /// A fragment that came before the first one of its datagram, or after the connection's end: there is no telling where
+    /// it is to go.
+    FragmentAlone = "fragment-alone",
 }
 
 impl Reason {
@@ -125,9 +139,13 @@ impl Reason {
             | Self::AffinityFailover
             | Self::AffinityAdopted
             | Self::AffinityRefused
-            | Self::Rebuilt => Verdict::Pass,
-            Self::NoBackend => Verdict::Reject,
+            | Self::Rebuilt
+            | Self::Direct
+            | Self::IcmpError => Verdict::Pass,
+            Self::NoBackend | Self::NoSuchPort | Self::Hairpin => Verdict::SendBack,
             Self::NoBackendDropped
+            | Self::NoSuchPortDropped
+            | Self::FragmentAlone
             | Self::BackendGone
             | Self::Collision
             | Self::ConntrackRefused

@@ -77,6 +77,10 @@ impl Proto {
     pub const TCP: Self = Self { number: 6 };
     /// UDP.
     pub const UDP: Self = Self { number: 17 };
+    /// ICMP, of IPv4.
+    pub const ICMP: Self = Self { number: 1 };
+    /// ICMP, of IPv6.
+    pub const ICMP6: Self = Self { number: 58 };
 }
 
 impl fmt::Display for Proto {

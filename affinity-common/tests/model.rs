@@ -10,12 +10,12 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use affinity_common::abi::affinity::Affinity;
-use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
+use affinity_common::abi::conntrack::{Conntrack, ConntrackKey, REVERSE};
 use affinity_common::dp::parse::{ACK, FIN, RST, SYN};
 use affinity_common::family::{V4, V6};
-use affinity_common::reason::Reason;
-use affinity_common::testing::{Faults, Segment, Wire};
-use affinity_common::types::{Nanos, Proto, TICK_SHIFT};
+use affinity_common::reason::{Reason, Verdict};
+use affinity_common::testing::{Faults, Segment, Wire, source};
+use affinity_common::types::{Nanos, Port, Proto, TICK_SHIFT};
 use proptest::prelude::*;
 use world::{End, Service, State, World, backend_of};
 
@@ -28,6 +28,12 @@ enum Step {
     Send { service: usize, client: End, flags: u8 },
     /// A backend sends a packet to a client.
     Answer { service: usize, client: End, place: usize, flags: u8 },
+    /// Whoever answers in the `nth` way back that there is sends a packet.
+    AnswerAny { nth: usize, flags: u8 },
+    /// A client sends a packet to a pod, past all services.
+    Direct { client: End, place: usize, proto: Proto, flags: u8 },
+    /// A client sends a packet to a service's address, and a port that no service has there.
+    NoPort { service: usize, client: End, flags: u8 },
     /// Time passes.
     Sleep(Nanos),
     /// A backend changes.
@@ -45,7 +51,10 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let service = 0..3usize;
     // Few of each, so that they meet.
-    let client = (1..4u8, 0..3u16).prop_map(|(host, port)| ([10, 244, 0, 10 + host], 40_000 + port));
+    // The last one is a backend itself.
+    let host = prop_oneof![5 => 11..14u8, 1 => Just(101u8)];
+    let client = (host, 0..3u16).prop_map(|(host, port)| ([10, 244, 0, host], 40_000 + port));
+    let proto = prop_oneof![Just(Proto::TCP), Just(Proto::UDP)];
     let flags = prop_oneof![3 => Just(SYN), 4 => Just(ACK), 1 => Just(FIN | ACK), 1 => Just(RST), 1 => Just(SYN | ACK)];
     let place = 0..4usize;
     let state = prop_oneof![3 => Just(State::Eligible), 1 => Just(State::Draining), 1 => Just(State::Gone)];
@@ -70,8 +79,13 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => (service.clone(), client.clone(), flags.clone())
             .prop_map(|(service, client, flags)| Step::Send { service, client, flags }),
-        6 => (service.clone(), client.clone(), place.clone(), flags)
+        6 => (service.clone(), client.clone(), place.clone(), flags.clone())
             .prop_map(|(service, client, place, flags)| Step::Answer { service, client, place, flags }),
+        3 => (0..64usize, flags.clone()).prop_map(|(nth, flags)| Step::AnswerAny { nth, flags }),
+        4 => (client.clone(), place.clone(), proto, flags.clone())
+            .prop_map(|(client, place, proto, flags)| Step::Direct { client, place, proto, flags }),
+        1 => (service.clone(), client.clone(), flags)
+            .prop_map(|(service, client, flags)| Step::NoPort { service, client, flags }),
         5 => sleep.prop_map(Step::Sleep),
         3 => (service.clone(), place.clone(), state)
             .prop_map(|(service, place, state)| Step::Backend { service, place, state }),
@@ -111,6 +125,9 @@ impl<F: Wire> Model<F> {
         match step {
             Step::Send { service, client, flags } => self.send(*service, *client, *flags),
             Step::Answer { service, client, place, flags } => self.answer(*service, *client, *place, *flags),
+            Step::AnswerAny { nth, flags } => self.answer_any(*nth, *flags),
+            Step::Direct { client, place, proto, flags } => self.direct(*client, *place, *proto, *flags),
+            Step::NoPort { service, client, flags } => self.no_port(*service, *client, *flags),
             Step::Sleep(span) => self.world.env.sleep(*span),
             Step::Backend { service, place, state } => {
                 self.world.services[*service].backends[*place] = *state;
@@ -180,30 +197,52 @@ impl<F: Wire> Model<F> {
         let after = self.world.env.peek_affinity(&key);
         self.check_others(&others, &key);
 
-        let Some(place) = backend_of::<F>(&sent) else {
-            assert_eq!(sent, segment.build::<F>(), "dropped as it came");
+        // A pod's packets to itself go back, from the service's address.
+        let frame = if reason == Reason::Hairpin { turned(&sent) } else { sent };
+        let Some(place) = backend_of::<F>(&frame).filter(|_| reason.verdict() != Verdict::Drop) else {
+            if reason != Reason::NoBackend {
+                assert_eq!(frame, segment.build::<F>(), "dropped as it came");
+            }
             return self.check_drop(service, client, reason, known.is_some());
         };
+        let (from, seen) = source::<F>(&frame).expect("a source");
+        assert_eq!(reason == Reason::Hairpin, client.0 == Service::address(place).0);
+        assert_eq!(from, if reason == Reason::Hairpin { of.frontend.0 } else { client.0 });
+        assert!(seen == client.1 || seen >= 61_000, "{seen}");
         // Translated whole, to a backend of this service, with a way back.
-        assert_eq!(sent, Segment { dst: Service::address(place), ..segment }.build::<F>());
-        if let Some(back) = self.world.env.peek_conntrack(&of.reverse(client, place)) {
-            let lost = reason == Reason::Established && self.evicted.contains(&of.reverse(client, place));
-            assert!(lost || (F::name(&back.addr), back.port.get()) == of.frontend, "the way back leads to {back:?}");
+        assert_eq!(frame, Segment { src: (from, seen), dst: Service::address(place), ..segment.clone() }.build::<F>());
+        let way_back = if reason == Reason::Hairpin {
+            let (addr, port) = Service::address(place);
+            ConntrackKey::forward(F::addr(addr), Port::new(port), F::addr(from), Port::new(seen), of.proto)
         } else {
-            assert_eq!(reason, Reason::Established, "a new connection has a way back");
+            of.reverse((client.0, seen), place)
+        };
+        if let Some(back) = self.world.env.peek_conntrack(&way_back) {
+            let lost = known.is_some() && self.evicted.contains(&way_back);
+            let to = ((F::name(&back.addr), back.port.get()), back.client_port.get());
+            let right = if reason == Reason::Hairpin { (client, of.frontend.1) } else { (of.frontend, client.1) };
+            assert!(lost || to == right, "the way back leads to {back:?}");
+        } else {
+            assert!(known.is_some(), "a new connection has a way back");
         }
 
         let established = known.is_some_and(|held| self.is_known(service, &held, flags));
         let at_edge = known.is_some_and(|held| of.proto == Proto::UDP && self.is_at_edge(&held));
+        let is_hairpin = reason == Reason::Hairpin;
+        if is_hairpin && at_edge {
+            // Which of the two it was, the reason does not tell.
+            return;
+        }
         if established && !(at_edge && reason != Reason::Established) {
-            assert_eq!(reason, Reason::Established);
+            assert!(is_hairpin || reason == Reason::Established, "{reason:?}");
             let held = known.expect("known");
             assert_eq!((F::name(&held.addr), held.port.get()), Service::address(place), "conntrack wins");
+            assert_eq!(held.client_port.get(), seen, "with both ends");
             self.check_touch(service, place, before, after);
             return;
         }
-        assert!(reason.is_selection(), "{reason:?}");
-        self.check_selection(service, client, flags, reason, place, before, after);
+        assert!(is_hairpin || reason.is_selection(), "{reason:?}");
+        self.check_selection(service, client, flags, (!is_hairpin).then_some(reason), place, before, after);
     }
 
     /// Whether a flow's time is up within a tick: either is right.
@@ -227,7 +266,9 @@ impl<F: Wire> Model<F> {
     fn check_drop(&self, service: usize, client: End, reason: Reason, known: bool) {
         let of = &self.world.services[service];
         match reason {
-            Reason::NoBackend => assert!(of.backends.iter().all(|state| *state != State::Eligible)),
+            Reason::NoBackend | Reason::NoBackendDropped => {
+                assert!(of.backends.iter().all(|state| *state != State::Eligible));
+            }
             Reason::ConntrackRefused => assert!(self.faults.conntrack_full),
             Reason::Collision => {
                 // Some other frontend's connection holds the way back.
@@ -263,7 +304,7 @@ impl<F: Wire> Model<F> {
         service: usize,
         client: End,
         flags: u8,
-        reason: Reason,
+        reason: Option<Reason>,
         place: usize,
         before: Option<Affinity>,
         after: Option<Affinity>,
@@ -272,14 +313,15 @@ impl<F: Wire> Model<F> {
         let now = self.world.env.clock().ticks();
         let middle = of.proto == Proto::TCP && flags & (SYN | ACK) != SYN;
         if of.timeout == 0 {
-            assert_eq!(reason, if middle { Reason::Rebuilt } else { Reason::Hashed });
+            let expected = if middle { Reason::Rebuilt } else { Reason::Hashed };
+            assert_eq!(reason.unwrap_or(expected), expected);
             assert_eq!(after, before, "without affinity no entry is touched");
             assert_eq!(self.state(service, place), State::Eligible);
             return;
         }
         let recalled = before.as_ref().map(|entry| self.place(service, entry));
         if middle && let Some(recalled) = recalled.filter(|&recalled| self.state(service, recalled) != State::Gone) {
-            assert_eq!((reason, place), (Reason::Rebuilt, recalled), "where the entry says");
+            assert_eq!((reason.unwrap_or(Reason::Rebuilt), place), (Reason::Rebuilt, recalled), "where the entry says");
             assert_eq!(after, before);
             return;
         }
@@ -293,7 +335,8 @@ impl<F: Wire> Model<F> {
             (Some(_), true) => Reason::AffinityFailover,
             (Some(_), false) => Reason::AffinityExpired,
         };
-        assert_eq!(reason, if middle { Reason::Rebuilt } else { expected });
+        let told = if middle { Reason::Rebuilt } else { expected };
+        assert_eq!(reason.unwrap_or(told), told);
         if stays {
             assert_eq!(Some(place), recalled, "a live entry is followed");
         }
@@ -316,35 +359,118 @@ impl<F: Wire> Model<F> {
     }
 
     fn answer(&mut self, service: usize, client: End, place: usize, flags: u8) {
-        let of = self.world.services[service].clone();
-        let flags = if of.proto == Proto::TCP { flags } else { 0 };
-        let segment = of.answer(client, place, flags);
-        let known = self.world.env.peek_conntrack(&of.reverse(client, place));
+        // What a pod sends to itself does not leave it like that.
+        if Service::address(place).0 != client.0 {
+            let segment = self.world.services[service].answer(client, place, flags);
+            self.check_answer(&segment);
+        }
+    }
+
+    fn answer_any(&mut self, nth: usize, flags: u8) {
+        let mut entries = self.world.env.conntrack_entries();
+        entries.retain(|(key, _)| key.direction == REVERSE);
+        let Some((key, _)) = entries.get(nth % entries.len().max(1)) else { return };
+        let (from, to) = ((F::name(&key.peer), key.peer_port.get()), (F::name(&key.client), key.client_port.get()));
+        self.check_answer(&match key.proto {
+            Proto::TCP => Segment::tcp(from, to, flags),
+            _ => Segment::udp(from, to),
+        });
+    }
+
+    fn check_answer(&mut self, segment: &Segment) {
+        let (from, to) = (segment.src, segment.dst);
+        let (addr, port) = (F::addr(to.0), Port::new(to.1));
+        let key = ConntrackKey::reverse(addr, port, F::addr(from.0), Port::new(from.1), segment.proto);
+        let known = self.world.env.peek_conntrack(&key);
         let before = self.world.env.affinity_entries();
-        let (reason, sent) = self.world.egress(&segment);
+        let (reason, sent) = self.world.egress(segment);
         let Some(held) = known else {
             return assert_eq!((reason, sent), (Reason::NotReply, segment.build::<F>()));
         };
         if reason == Reason::NotReply {
             // Its time was up.
-            assert!(
-                of.proto == Proto::UDP && held.last_seen.age(self.world.env.clock()).0 >= 30_000_000_000 - 2 * TICK
-            );
+            let silent = held.last_seen.age(self.world.env.clock()).0;
+            assert!(segment.proto == Proto::UDP && silent >= 30_000_000_000 - 2 * TICK);
             return assert_eq!(sent, segment.build::<F>());
         }
         assert_eq!(reason, Reason::Reply);
-        let frontend = (F::name(&held.addr), held.port.get());
-        assert_eq!(sent, Segment { src: frontend, ..segment }.build::<F>(), "the client sees whom it talked to");
-        assert!(self.world.services.iter().any(|service| service.frontend == frontend));
+        let peer = (F::name(&held.addr), held.port.get());
+        let as_seen = Segment { src: peer, dst: (to.0, held.client_port.get()), ..segment.clone() };
+        assert_eq!(sent, as_seen.build::<F>(), "the client sees whom it talked to");
+        assert!(peer == from || self.world.services.iter().any(|service| service.frontend == peer));
         for (key, entry) in before {
             let now = self.world.env.peek_affinity(&key).expect("an entry stays");
             assert_eq!(now.backend, entry.backend, "a reply moves nobody");
             if now.last_used != entry.last_used {
-                assert_eq!(F::name(&key.client), client.0);
+                assert_eq!(F::name(&key.client), to.0);
                 assert_eq!(now.last_used, self.world.env.clock().ticks());
             }
         }
     }
+
+    /// Past services a packet keeps its addresses; its port only where its answers can be told from a reply.
+    fn direct(&mut self, client: End, place: usize, proto: Proto, flags: u8) {
+        let to = Service::address(place);
+        if to.0 == client.0 {
+            return;
+        }
+        let flags = if proto == Proto::TCP { flags } else { 0 };
+        let segment = match proto {
+            Proto::TCP => Segment::tcp(client, to, flags),
+            _ => Segment::udp(client, to),
+        };
+        let (addr, port) = (F::addr(client.0), Port::new(client.1));
+        let key = ConntrackKey::reverse(addr, port, F::addr(to.0), Port::new(to.1), proto);
+        let forward = ConntrackKey::forward(addr, port, F::addr(to.0), Port::new(to.1), proto);
+        let known = self.world.env.peek_conntrack(&forward);
+        let entries = self.world.env.affinity_entries();
+        let (reason, sent) = self.world.ingress(&segment);
+        assert_eq!(self.world.env.affinity_entries(), entries, "no affinity without a service");
+        let meets = self.world.env.peek_conntrack(&key);
+        match reason {
+            Reason::NotService => {
+                assert_eq!(sent, segment.build::<F>());
+                let opens = proto == Proto::UDP || flags & (SYN | ACK) == SYN;
+                assert!(!opens || meets.is_none(), "its answers would be taken for another's: {meets:?}");
+                assert!(opens || known.is_none(), "it has another port from its first packet on: {known:?}");
+            }
+            Reason::Direct => {
+                let (_, seen) = source::<F>(&sent).expect("a source");
+                assert_eq!(sent, Segment { src: (client.0, seen), ..segment }.build::<F>());
+                let back = ConntrackKey::reverse(addr, Port::new(seen), F::addr(to.0), Port::new(to.1), proto);
+                if let Some(back) = self.world.env.peek_conntrack(&back) {
+                    let leads_to = ((F::name(&back.addr), back.port.get()), back.client_port.get());
+                    assert_eq!(leads_to, (to, client.1), "{seen}");
+                } else {
+                    assert_eq!(reason, Reason::Direct);
+                }
+            }
+            Reason::ConntrackRefused => assert!(self.faults.conntrack_full),
+            reason => panic!("{reason:?}"),
+        }
+    }
+
+    fn no_port(&mut self, service: usize, client: End, flags: u8) {
+        let of = self.world.services[service].clone();
+        let entries = self.world.env.conntrack_entries();
+        let flags = if of.proto == Proto::TCP { flags } else { 0 };
+        let segment = Segment { dst: (of.frontend.0, 81), ..of.segment(client, flags) };
+        let (reason, sent) = self.world.ingress(&segment);
+        if flags & RST != 0 {
+            assert_eq!((reason, sent), (Reason::NoSuchPortDropped, segment.build::<F>()));
+        } else {
+            assert_eq!(reason, Reason::NoSuchPort);
+            assert_eq!(turned(&sent)[..12], segment.build::<F>()[..12]);
+        }
+        assert_eq!(self.world.env.conntrack_entries().len(), entries.len());
+    }
+}
+
+/// A frame with its link-layer addresses the other way round.
+fn turned(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[..12].rotate_left(6);
+    frame
 }
 
 /// An established flow that goes on sends its use on time: within its bound and two ticks, the record is fresh.

@@ -3,10 +3,11 @@
 mod world;
 
 use affinity_common::abi::affinity::Affinity;
-use affinity_common::dp::{parse, tc};
-use affinity_common::reason::Reason;
-use affinity_common::testing::{FakePacket, Faults, Offload, Segment, Wire};
-use affinity_common::types::{BackendId, Nanos, Proto, TICK_SHIFT, Ticks};
+use affinity_common::abi::conntrack::Conntrack;
+use affinity_common::dp::{Env as _, parse};
+use affinity_common::reason::{Program, Reason, Verdict};
+use affinity_common::testing::{FakePacket, Faults, Offload, Segment, Wire, destination, run, source};
+use affinity_common::types::{BackendId, Nanos, Port, Proto, TICK_SHIFT, Ticks};
 use world::{End, Service, State, World, backend_of};
 
 const SYN: u8 = parse::SYN;
@@ -327,20 +328,154 @@ fn a_syn_that_moves_a_connection_ends_the_old_ones_replies<F: Wire>() {
     assert_eq!(world.egress(&late), (Reason::NotReply, late.build::<F>()));
 }
 
-fn two_frontends_with_one_backend_and_one_client_port_collide_while_both_live<F: Wire>() {
-    let mut world = world::<F>();
+/// Two services whose only backend is the same.
+fn of_one_backend<F: Wire>() -> World<F> {
+    let services = [Service::new(1, Proto::TCP, 10), Service::new(2, Proto::TCP, 0)];
+    let mut world = World::new(10_000, services.to_vec());
     for service in [0, 1] {
         world.services[service].backends = vec![State::Eligible, State::Gone, State::Gone, State::Gone];
         world.program(service);
     }
+    world
+}
+
+/// Sends a packet whose client's end is translated too; returns the port that the backend sees.
+fn send_from_another_port<F: Wire>(world: &World<F>, service: usize, flags: u8, expected: Reason) -> u16 {
+    let segment = world.services[service].segment(CLIENT, flags);
+    let (reason, sent) = world.ingress(&segment);
+    assert_eq!(reason, expected);
+    let (_, port) = source::<F>(&sent).expect("a source");
+    assert_eq!(sent, Segment { src: (CLIENT.0, port), dst: Service::address(0), ..segment }.build::<F>());
+    port
+}
+
+fn the_later_one_of_two_connections_on_the_same_ports_gets_another_port<F: Wire>() {
+    let world = of_one_backend::<F>();
     world.send(0, CLIENT, SYN);
     world.reply(0, CLIENT, 0, SYN | ACK);
-    let second = world.services[1].segment(CLIENT, SYN);
-    assert_eq!(world.ingress(&second), (Reason::Collision, second.build::<F>()));
+    let port = send_from_another_port(&world, 1, SYN, Reason::Hashed);
+    assert!(port >= 61_000, "{port}");
+    assert_eq!(send_from_another_port(&world, 1, SYN, Reason::Hashed), port, "a SYN that comes again");
+    assert_eq!(send_from_another_port(&world, 1, ACK, Reason::Established), port);
+    // Each answer finds its way.
     world.reply(0, CLIENT, 0, ACK);
+    let answer = world.services[1].answer((CLIENT.0, port), 0, SYN | ACK);
+    let seen = Segment { src: world.services[1].frontend, dst: CLIENT, ..answer.clone() };
+    assert_eq!(world.egress(&answer), (Reason::Reply, seen.build::<F>()));
+    // Evicted, either direction is made anew by the other one within about a second.
+    world.env.evict_conntrack(&world.services[1].reverse((CLIENT.0, port), 0));
+    world.env.sleep(Nanos(SECOND + 2 * TICK));
+    assert_eq!(send_from_another_port(&world, 1, ACK, Reason::Established), port);
+    assert_eq!(world.egress(&answer).0, Reason::Reply);
+    world.env.evict_conntrack(&world.services[1].forward(CLIENT));
+    world.env.sleep(Nanos(SECOND + 2 * TICK));
+    assert_eq!(world.egress(&answer).0, Reason::Reply);
+    assert_eq!(send_from_another_port(&world, 1, ACK, Reason::Established), port);
+    // The first one is over: its place is free for a new one, which is not this one.
     world.send(0, CLIENT, parse::RST);
-    assert_eq!(world.send(1, CLIENT, SYN).0, Reason::Hashed);
-    world.reply(1, CLIENT, 0, SYN | ACK);
+    assert_eq!(send_from_another_port(&world, 1, ACK, Reason::Established), port);
+    world.send(0, CLIENT, SYN);
+}
+
+fn where_no_port_is_left_a_connection_is_dropped<F: Wire>() {
+    let world = of_one_backend::<F>();
+    world.send(0, CLIENT, SYN);
+    let port = send_from_another_port(&world, 1, SYN, Reason::Hashed);
+    let own = world.services[1].reverse((CLIENT.0, port), 0);
+    let held = world.env.peek_conntrack(&own).expect("a way back");
+    // Others have all ports but for what another one lets go.
+    world.env.evict_conntrack(&world.services[1].forward(CLIENT));
+    let stranger = Conntrack { client_port: Port::new(1), ..held };
+    for port in 61_000..=u16::MAX {
+        assert!(
+            world.env.conntrack_insert(&world.services[1].reverse((CLIENT.0, port), 0), &stranger).is_ok()
+                || port == own.client_port.get()
+        );
+    }
+    world.env.conntrack_replace(&own, &stranger).expect("room");
+    let segment = world.services[1].segment(CLIENT, SYN);
+    assert_eq!(world.ingress(&segment), (Reason::Collision, segment.build::<F>()));
+}
+
+fn a_client_uses_its_port_again_once_both_sides_have_closed<F: Wire>() {
+    let world = world::<F>();
+    let (_, place) = world.send(1, CLIENT, SYN);
+    world.reply(1, CLIENT, place, SYN | ACK);
+    world.send(1, CLIENT, parse::FIN | ACK);
+    world.reply(1, CLIENT, place, parse::FIN | ACK);
+    world.send(1, CLIENT, ACK);
+    // Within TIME_WAIT.
+    let writes = world.env.writes();
+    assert_eq!(world.send(1, CLIENT, SYN), (Reason::Hashed, place));
+    assert_eq!(world.env.writes(), writes, "the entries are used again");
+    world.reply(1, CLIENT, place, SYN | ACK);
+    assert_eq!(world.send(1, CLIENT, ACK), (Reason::Established, place));
+}
+
+/// A packet past services.
+fn direct(flags: u8) -> Segment {
+    Segment::tcp(CLIENT, Service::address(0), flags)
+}
+
+fn a_connection_past_services_is_told_from_one_through_them<F: Wire>() {
+    let world = of_one_backend::<F>();
+    assert_eq!(world.ingress(&direct(SYN)), (Reason::NotService, direct(SYN).build::<F>()), "nothing is in its way");
+    world.send(0, CLIENT, SYN);
+    world.reply(0, CLIENT, 0, SYN | ACK);
+    let (reason, sent) = world.ingress(&direct(SYN));
+    assert_eq!(reason, Reason::Direct);
+    let (_, port) = source::<F>(&sent).expect("a source");
+    assert!(port >= 61_000, "{port}");
+    assert_eq!(sent, Segment { src: (CLIENT.0, port), ..direct(SYN) }.build::<F>());
+    let answer = Segment::tcp(Service::address(0), (CLIENT.0, port), SYN | ACK);
+    let seen = Segment { dst: CLIENT, ..answer.clone() };
+    assert_eq!(world.egress(&answer), (Reason::Reply, seen.build::<F>()));
+    let (reason, sent) = world.ingress(&direct(ACK));
+    assert_eq!((reason, sent), (Reason::Direct, Segment { src: (CLIENT.0, port), ..direct(ACK) }.build::<F>()));
+    assert_eq!(world.send(0, CLIENT, ACK), (Reason::Established, 0));
+    world.reply(0, CLIENT, 0, ACK);
+    // The mark of its pod keeps nothing else from passing as it came.
+    let other = Segment::tcp((CLIENT.0, 1), Service::address(0), SYN);
+    assert_eq!(world.ingress(&other), (Reason::NotService, other.build::<F>()));
+    // Once the one through the service is over, a new one past it has its own port.
+    world.send(0, CLIENT, parse::RST);
+    assert_eq!(world.ingress(&direct(SYN)), (Reason::NotService, direct(SYN).build::<F>()));
+    assert_eq!(world.ingress(&direct(ACK)), (Reason::NotService, direct(ACK).build::<F>()));
+}
+
+/// What a pod sends to itself comes back by the interface, from the service's address.
+fn a_pod_is_its_own_backend<F: Wire>() {
+    let pod = Service::address(0).0;
+    let swapped = |segment: &Segment| {
+        let mut frame = segment.build::<F>();
+        frame[..12].rotate_left(6);
+        frame
+    };
+    for service in 0..3 {
+        let mut world = world::<F>();
+        world.services[service].backends = vec![State::Eligible, State::Gone, State::Gone, State::Gone];
+        world.program(service);
+        let of = world.services[service].clone();
+        for port in [40_000, 40_001] {
+            let client = (pod, port);
+            for flags in [SYN, ACK] {
+                let there = of.segment(client, flags);
+                let as_seen = Segment { src: (of.frontend.0, port), dst: Service::address(0), ..there.clone() };
+                assert_eq!(world.ingress(&there), (Reason::Hairpin, swapped(&as_seen)));
+                let answer =
+                    Segment { src: Service::address(0), dst: (of.frontend.0, port), ..of.segment(client, flags | ACK) };
+                let back = Segment { src: of.frontend, dst: client, ..answer.clone() };
+                assert_eq!(world.ingress(&answer), (Reason::Hairpin, swapped(&back)));
+            }
+        }
+        // Others reach the pod as ever.
+        let (_, place) = world.send(service, CLIENT, SYN);
+        world.reply(service, CLIENT, place, SYN | ACK);
+        if of.timeout > 0 {
+            let entry = world.env.peek_affinity(&of.affinity_key(pod)).expect("an entry");
+            assert_eq!(entry.backend, of.backend_id(0));
+        }
+    }
 }
 
 fn no_backend_is_no_choice_and_leaves_no_trace<F: Wire>() {
@@ -348,7 +483,12 @@ fn no_backend_is_no_choice_and_leaves_no_trace<F: Wire>() {
     world.services[0].backends = vec![State::Draining; 4];
     world.program(0);
     let segment = world.services[0].segment(CLIENT, SYN);
-    assert_eq!(world.ingress(&segment), (Reason::NoBackend, segment.build::<F>()));
+    let (reason, sent) = world.ingress(&segment);
+    assert_eq!(reason, Reason::NoBackend);
+    let mut reset = Segment { flags: parse::RST | ACK, ..world.services[0].answer(CLIENT, 0, 0) };
+    reset.src = world.services[0].frontend;
+    assert_eq!(source::<F>(&sent), source::<F>(&reset.build::<F>()), "from the address that was asked");
+    assert_eq!(destination::<F>(&sent), Some(CLIENT));
     assert_eq!(world.env.writes(), 0);
 }
 
@@ -391,13 +531,13 @@ fn checksums_are_right_whoever_computes_them<F: Wire>() {
             segment.options = vec![1; 8];
             segment.payload = b"odd length".to_vec();
             let mut packet = FakePacket::new::<F>(&segment, offload);
-            let reason = tc::ingress::<F, _, _>(&world.env, &mut packet);
+            let reason = run(&world.env, Program::Ingress, &mut packet);
             assert!(reason.is_selection(), "{reason:?}");
             let place = backend_of::<F>(&packet.sent()).expect("translated");
             assert_eq!(packet.sent(), Segment { dst: Service::address(place), ..segment }.build::<F>(), "{offload:?}");
             let answer = world.services[service].answer(CLIENT, place, SYN | ACK);
             let mut packet = FakePacket::new::<F>(&answer, offload);
-            assert_eq!(tc::egress::<F, _, _>(&world.env, &mut packet), Reason::Reply);
+            assert_eq!(run(&world.env, Program::Egress, &mut packet), Reason::Reply);
             assert_eq!(packet.sent(), Segment { src: world.services[service].frontend, ..answer }.build::<F>());
         }
     }
@@ -411,7 +551,7 @@ fn a_packet_that_cannot_be_written_is_dropped<F: Wire>() {
         let mut packet = FakePacket::new::<F>(&world.services[0].segment(CLIENT, SYN), Offload::None);
         packet.fail_after = Some(after);
         let expected = if after < WRITES { Reason::RewriteFailed } else { Reason::AffinityNew };
-        assert_eq!(tc::ingress::<F, _, _>(&world.env, &mut packet), expected, "after {after} writes");
+        assert_eq!(run(&world.env, Program::Ingress, &mut packet), expected, "after {after} writes");
     }
 }
 
@@ -426,7 +566,7 @@ fn malformed_packets_pass_untouched_and_leave_no_trace<F: Wire>() {
         for len in 0..whole.len() {
             let mut packet = FakePacket::raw(whole[..len].to_vec());
             let reason = match parse::ethertype(&packet) {
-                Some(_) => tc::ingress::<F, _, _>(&world.env, &mut packet),
+                Some(_) => run(&world.env, Program::Ingress, &mut packet),
                 None => Reason::NotIp,
             };
             assert!(matches!(reason, Reason::Malformed | Reason::NotIp), "{len} bytes: {reason:?}");
@@ -438,14 +578,21 @@ fn malformed_packets_pass_untouched_and_leave_no_trace<F: Wire>() {
                 let mut spoilt = whole.clone();
                 spoilt[at] ^= 1 << bit;
                 let mut packet = FakePacket::raw(spoilt.clone());
-                let reason = tc::ingress::<F, _, _>(&world.env, &mut packet);
+                let reason = run(&world.env, Program::Ingress, &mut packet);
+                if reason.verdict() == Verdict::SendBack {
+                    continue;
+                }
                 let translated = packet.bytes != spoilt;
                 assert_eq!(
                     translated,
                     reason.is_selection() || reason == Reason::Established,
                     "{at}/{bit}: {reason:?}"
                 );
-                assert!(!translated || backend_of::<F>(&packet.bytes).is_some(), "{at}/{bit}");
+                let to = destination::<F>(&packet.bytes).map(|(addr, _)| addr);
+                assert!(
+                    !translated || (0..4).any(|place| to == Some(Service::address(place).0)),
+                    "{at}/{bit}: {reason:?} {to:?}"
+                );
             }
         }
     }
@@ -458,9 +605,9 @@ fn a_packet_beyond_64_kilobytes_says_no_length<F: Wire>() {
     let at = if F::VERSION == 4 { 16 } else { 18 };
     bytes[at..at + 2].fill(0);
     let mut packet = FakePacket::raw(bytes.clone());
-    assert_eq!(tc::ingress::<F, _, _>(&world.env, &mut packet), Reason::Malformed);
+    assert_eq!(run(&world.env, Program::Ingress, &mut packet), Reason::Malformed);
     packet.said_len = Some(14 + 100_000);
-    assert_eq!(tc::ingress::<F, _, _>(&world.env, &mut packet), Reason::AffinityNew);
+    assert_eq!(run(&world.env, Program::Ingress, &mut packet), Reason::AffinityNew);
 }
 
 in_both_families! {
@@ -483,7 +630,11 @@ in_both_families! {
     a_udp_flow_leaves_a_removed_backend_but_not_a_draining_one,
     an_address_that_another_service_got_leads_to_that_one,
     a_syn_that_moves_a_connection_ends_the_old_ones_replies,
-    two_frontends_with_one_backend_and_one_client_port_collide_while_both_live,
+    the_later_one_of_two_connections_on_the_same_ports_gets_another_port,
+    where_no_port_is_left_a_connection_is_dropped,
+    a_client_uses_its_port_again_once_both_sides_have_closed,
+    a_connection_past_services_is_told_from_one_through_them,
+    a_pod_is_its_own_backend,
     no_backend_is_no_choice_and_leaves_no_trace,
     events_are_made_while_a_reader_asks,
     affinity_is_switched_and_its_timeout_changed_while_it_runs,

@@ -19,13 +19,14 @@ mod maps;
 mod object;
 mod pipeline;
 mod skb;
+mod stages;
 mod wire;
 
 use affinity_common::{
     abi::{affinity::AffinityKey, conntrack::ConntrackKey, frontends::FrontendKey},
     dp::{
         ConntrackEntry as _, Env,
-        parse::{self, Parse as _},
+        parse::{self, Headers, Parse as _},
     },
     family::{Family, V4},
 };
@@ -53,10 +54,12 @@ pub fn bench_parse(ctx: TcContext) -> i32 {
         return NEXT;
     }
     // The result depends on every field, so that none is left out.
-    V4::parse(&packet).map_or(NEXT, |h| {
-        let ports = i32::from(h.src_port.get() ^ h.dst_port.get());
-        i32::from_ne_bytes(h.src) ^ i32::from_ne_bytes(h.dst) ^ ports ^ i32::from(h.flags) ^ i32::from(h.proto.number)
-    })
+    let mut h = Headers::<V4>::default();
+    if V4::parse(&packet, &mut h).is_err() {
+        return NEXT;
+    }
+    let ports = i32::from(h.src_port.get() ^ h.dst_port.get());
+    i32::from_ne_bytes(h.src) ^ i32::from_ne_bytes(h.dst) ^ ports ^ i32::from(h.flags) ^ i32::from(h.proto.number)
 }
 
 /// What the wrapper costs.
@@ -75,12 +78,6 @@ pub fn bench_ingress(ctx: TcContext) -> i32 {
     let verdict = pipeline::ingress(&ctx);
     run.end();
     verdict
-}
-
-/// What packets are handed over to that are refused; in no row, as nobody waits for it.
-#[classifier]
-pub fn bench_refuse(ctx: TcContext) -> i32 {
-    pipeline::refuse(&ctx)
 }
 
 /// The wrapper around the egress pipeline.
@@ -171,7 +168,10 @@ fn restore(ctx: &TcContext) -> Option<u32> {
 /// Forgets the connection that the packet is the first of, and its client where that is wanted.
 #[inline(always)]
 fn forget(skb: *mut __sk_buff, client_too: bool) {
-    let Ok(h) = V4::parse(&Skb::new(TcContext::new(skb))) else { return };
+    let mut h = Headers::<V4>::default();
+    if V4::parse(&Skb::new(TcContext::new(skb)), &mut h).is_err() {
+        return;
+    }
     let forward = ConntrackKey::<V4>::forward(h.src, h.src_port, h.dst, h.dst_port, h.proto);
     if let Some(entry) = Kernel.conntrack(&forward) {
         let held = entry.load();

@@ -4,12 +4,16 @@ use core::ptr::NonNull;
 
 use affinity_common::{
     abi::{
+        addresses::AddressKey,
         affinity::{Affinity, AffinityKey, Pair},
         backends::{Backend, BackendKey},
         conntrack::{Conntrack, ConntrackKey},
         counters,
         events::Event,
+        filter::{FilterWord, Place},
+        fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
+        work::Work,
     },
     dp::{AffinityEntry, ConntrackEntry, Env, Refused},
     reason::{Program, Reason},
@@ -22,7 +26,7 @@ use aya_ebpf::{
 
 use crate::{
     clock,
-    maps::{BACKEND_STATS, CONFIG, COUNTERS, EVENTS, Maps, SLOTS},
+    maps::{BACKEND_STATS, CONFIG, COUNTERS, DIRECT_FILTER, EVENTS, Maps, SERVICE_FILTER, SLOTS},
 };
 
 /// The kernel that runs us.
@@ -41,6 +45,7 @@ fn refused(error: i32) -> Refused {
 impl<F: Maps> Env<F> for Kernel {
     type Conntrack = InPlace<Conntrack<F>>;
     type Affinity = InPlace<Affinity>;
+    type Work<'a> = &'a mut Work<F>;
 
     #[inline(always)]
     fn now(&self) -> Nanos {
@@ -51,6 +56,35 @@ impl<F: Maps> Env<F> for Kernel {
     fn random(&self) -> u32 {
         // SAFETY: takes nothing, returns a number.
         unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn work(&self) -> Option<&mut Work<F>> {
+        // SAFETY: the element is this CPU's own, no other program of ours runs on it at the same time, and each takes it
+        // once.
+        F::work().get_ptr_mut(0).map(|work| unsafe { &mut *work })
+    }
+
+    #[inline(always)]
+    fn service_filter(&self, word: u32) -> FilterWord {
+        SERVICE_FILTER.get(word).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn direct_filter(&self, word: u32) -> FilterWord {
+        DIRECT_FILTER.get(word).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn mark_direct(&self, place: Place) {
+        if let Some(word) = DIRECT_FILTER.get_ptr_mut(place.word) {
+            set_bits(word.cast(), place.bit);
+        }
+    }
+
+    #[inline(always)]
+    fn is_service_address(&self, key: &AddressKey<F>) -> bool {
+        F::addresses().get_ptr(key).is_some()
     }
 
     #[inline(always)]
@@ -89,6 +123,17 @@ impl<F: Maps> Env<F> for Kernel {
     fn conntrack_remove(&self, key: &ConntrackKey<F>) {
         // Not there: evicted meanwhile, which is as well.
         let _ = F::conntrack().remove(key);
+    }
+
+    #[inline(always)]
+    fn fragments(&self, key: &FragmentsKey<F>) -> Option<Fragments> {
+        // SAFETY: whatever another CPU writes meanwhile, the ports are those of some packet of this key.
+        unsafe { F::fragments().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragments(&self, key: &FragmentsKey<F>, value: &Fragments) -> Result<(), Refused> {
+        F::fragments().insert(key, value, BPF_ANY.into()).map_err(|_| Refused::Full)
     }
 
     #[inline(always)]
@@ -158,6 +203,13 @@ impl AffinityEntry for InPlace<Affinity> {
 fn add(word: *mut u64, by: u64) {
     // SAFETY: the word is aligned and in a live map element; the instruction touches nothing else.
     unsafe { core::arch::asm!("lock *(u64 *)({word} + 0) += {by}", word = in(reg) word, by = in(reg) by) };
+}
+
+/// Sets bits of an aligned word of a live map element.
+#[inline(always)]
+fn set_bits(word: *mut u64, bits: u64) {
+    // SAFETY: the word is aligned and in a live map element; the instruction touches nothing else.
+    unsafe { core::arch::asm!("lock *(u64 *)({word} + 0) |= {bits}", word = in(reg) word, bits = in(reg) bits) };
 }
 
 /// Compares and exchanges an aligned word of a live map element; returns what it held.

@@ -1,4 +1,4 @@
-//! The Affinity datapath: two TC programs for a client's interface, and one that the first hands over to.
+//! The Affinity datapath: two TC programs for a client's interface, and those that they hand over to.
 //!
 //! Thin on purpose: what is done with a packet is in `affinity_common::dp`; here are the entry points, the maps and the
 //! kernel's helpers behind its traits. All `unsafe` of the datapath is in [`env`] and [`skb`].
@@ -14,6 +14,7 @@ mod maps;
 mod object;
 mod pipeline;
 mod skb;
+mod stages;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 
@@ -21,12 +22,6 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 #[classifier]
 pub fn affinity_ingress(ctx: TcContext) -> i32 {
     pipeline::ingress(&ctx)
-}
-
-/// Packets that [`affinity_ingress`] has found nobody for.
-#[classifier]
-pub fn affinity_refuse(ctx: TcContext) -> i32 {
-    pipeline::refuse(&ctx)
 }
 
 /// Packets to the clients on this interface.

@@ -2,6 +2,7 @@
 
 use affinity_common::{
     abi::{
+        addresses::{self, Address, AddressKey},
         affinity::{self, Affinity, AffinityKey},
         backend_names::{self, BackendName},
         backend_stats::{self, BackendStats},
@@ -10,11 +11,14 @@ use affinity_common::{
         conntrack::{self, Conntrack, ConntrackKey},
         counters::{self, Counter},
         events,
+        filter::{self, FilterWord},
+        fragments::{self, Fragments, FragmentsKey},
         frontends::{self, Frontend, FrontendKey},
         ids::NextIds,
         services::{self, ServicePortName},
         slots::{self, Slot},
         tail_calls,
+        work::Work,
     },
     family::{Family, V4, V6},
     types::ServiceId,
@@ -29,17 +33,31 @@ use aya_ebpf::{
 pub trait Maps: Family {
     /// Its frontends.
     fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend, { frontends::DEFAULT_SIZE }>;
+    /// The addresses of its services.
+    fn addresses() -> &'static HashMap<AddressKey<Self>, Address, { addresses::DEFAULT_SIZE }>;
     /// Its backends.
     fn backends() -> &'static HashMap<BackendKey, Backend<Self>, { backends::DEFAULT_SIZE }>;
     /// Its connections.
     fn conntrack() -> &'static LruHashMap<ConntrackKey<Self>, Conntrack<Self>, { conntrack::DEFAULT_SIZE }>;
+    /// Its datagrams that come in fragments.
+    fn fragments() -> &'static LruHashMap<FragmentsKey<Self>, Fragments, { fragments::DEFAULT_SIZE }>;
+    /// What a CPU has in hand.
+    fn work() -> &'static PerCpuArray<Work<Self>, 1>;
     /// Its clients.
     fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity, { affinity::DEFAULT_SIZE }>;
 }
 
 macro_rules! family_maps {
-    ($family:ident: $frontends:literal, $backends:literal, $conntrack:literal, $affinity:literal) => {
+    ($family:ident: $frontends:literal, $addresses:literal, $backends:literal, $conntrack:literal, $fragments:literal,
+     $affinity:literal, $work:literal) => {
         const _: () = {
+            #[btf_map(name = $addresses)]
+            static ADDRESSES: HashMap<AddressKey<$family>, Address, { addresses::DEFAULT_SIZE }> = HashMap::new();
+            #[btf_map(name = $fragments)]
+            static FRAGMENTS: LruHashMap<FragmentsKey<$family>, Fragments, { fragments::DEFAULT_SIZE }> =
+                LruHashMap::new();
+            #[btf_map(name = $work)]
+            static WORK: PerCpuArray<Work<$family>, 1> = PerCpuArray::new();
             #[btf_map(name = $frontends)]
             static FRONTENDS: HashMap<FrontendKey<$family>, Frontend, { frontends::DEFAULT_SIZE }> = HashMap::new();
             #[btf_map(name = $backends)]
@@ -54,6 +72,18 @@ macro_rules! family_maps {
                 #[inline(always)]
                 fn frontends() -> &'static HashMap<FrontendKey<Self>, Frontend, { frontends::DEFAULT_SIZE }> {
                     &FRONTENDS
+                }
+                #[inline(always)]
+                fn addresses() -> &'static HashMap<AddressKey<Self>, Address, { addresses::DEFAULT_SIZE }> {
+                    &ADDRESSES
+                }
+                #[inline(always)]
+                fn fragments() -> &'static LruHashMap<FragmentsKey<Self>, Fragments, { fragments::DEFAULT_SIZE }> {
+                    &FRAGMENTS
+                }
+                #[inline(always)]
+                fn work() -> &'static PerCpuArray<Work<Self>, 1> {
+                    &WORK
                 }
                 #[inline(always)]
                 fn backends() -> &'static HashMap<BackendKey, Backend<Self>, { backends::DEFAULT_SIZE }> {
@@ -73,8 +103,16 @@ macro_rules! family_maps {
     };
 }
 
-family_maps!(V4: "frontends_v4", "backends_v4", "conntrack_v4", "affinity_v4");
-family_maps!(V6: "frontends_v6", "backends_v6", "conntrack_v6", "affinity_v6");
+family_maps!(V4: "frontends_v4", "addresses_v4", "backends_v4", "conntrack_v4", "fragments_v4", "affinity_v4", "work_v4");
+family_maps!(V6: "frontends_v6", "addresses_v6", "backends_v6", "conntrack_v6", "fragments_v6", "affinity_v6", "work_v6");
+
+/// What addresses look like those of services.
+#[btf_map(name = "service_filter")]
+pub static SERVICE_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
+
+/// What addresses look like those that are talked to directly beside a translated connection.
+#[btf_map(name = "direct_filter")]
+pub static DIRECT_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
 
 /// Where choices are made.
 #[btf_map(name = "slots")]

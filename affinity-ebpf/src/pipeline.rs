@@ -1,16 +1,12 @@
 //! A packet through a pipeline: from the kernel's context to its verdict, counted.
 
 use affinity_common::{
-    abi::tail_calls,
-    dp::{parse, tc},
+    abi::tail_calls::Stage,
+    dp::{parse, step::Step, tc},
     family::{Family, V4, V6},
     reason::{Program, Reason, Verdict},
 };
-use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT},
-    helpers::generated::bpf_redirect,
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::TC_ACT_SHOT, helpers::generated::bpf_redirect, programs::TcContext};
 use aya_log_ebpf::debug;
 
 use crate::{
@@ -22,52 +18,48 @@ use crate::{
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` of clsact: whoever comes after us goes on with the packet.
 pub const NEXT: i32 = -1;
 
+/// What a function, generic over the family, does with a packet of its family. A macro, for a closure need not be inlined.
+macro_rules! by_family {
+    ($ctx:ident, $function:path $(, $more:expr)?) => {{
+        use $function as function;
+        let mut packet = Skb::new(TcContext::new($ctx.skb.skb));
+        match parse::ethertype(&packet) {
+            Some(V4::ETHERTYPE) => function::<V4, _, _>(&Kernel, &mut packet $(, $more)?),
+            Some(V6::ETHERTYPE) => function::<V6, _, _>(&Kernel, &mut packet $(, $more)?),
+            _ => Step::Ends(Reason::NotIp),
+        }
+    }};
+}
+
 /// A packet from a client.
 #[inline(always)]
 pub fn ingress(ctx: &TcContext) -> i32 {
-    let mut reason = by_family(ctx.skb.skb, tc::ingress::<V4, _, _>, tc::ingress::<V6, _, _>);
-    if reason.verdict() == Verdict::Reject {
-        // SAFETY: the context is this program's own.
-        unsafe { TAIL_CALLS.tail_call(ctx, tail_calls::REFUSE) };
-        // There is no such program: only while the first of all daemons starts.
-        reason = Reason::NoBackendDropped;
-    }
-    end(ctx, Program::Ingress, reason)
-}
-
-/// A packet from a client that is refused. In a program of its own, for the answer's parts want a stack of their own.
-#[inline(always)]
-pub fn refuse(ctx: &TcContext) -> i32 {
-    let v4 = |_: &Kernel, packet: &mut Skb| tc::refuse::<V4, _>(packet);
-    let v6 = |_: &Kernel, packet: &mut Skb| tc::refuse::<V6, _>(packet);
-    let reason = by_family(ctx.skb.skb, v4, v6);
-    end(ctx, Program::Ingress, reason)
+    end(ctx, Program::Ingress, by_family!(ctx, tc::ingress))
 }
 
 /// A packet to a client.
 #[inline(always)]
 pub fn egress(ctx: &TcContext) -> i32 {
-    let reason = by_family(ctx.skb.skb, tc::egress::<V4, _, _>, tc::egress::<V6, _, _>);
-    end(ctx, Program::Egress, reason)
+    end(ctx, Program::Egress, by_family!(ctx, tc::egress))
 }
 
+/// A packet that one of those has handed over.
 #[inline(always)]
-fn by_family(
-    skb: *mut __sk_buff,
-    v4: impl FnOnce(&Kernel, &mut Skb) -> Reason,
-    v6: impl FnOnce(&Kernel, &mut Skb) -> Reason,
-) -> Reason {
-    let mut packet = Skb::new(TcContext::new(skb));
-    match parse::ethertype(&packet) {
-        Some(V4::ETHERTYPE) => v4(&Kernel, &mut packet),
-        Some(V6::ETHERTYPE) => v6(&Kernel, &mut packet),
-        _ => Reason::NotIp,
-    }
+pub fn go_on(ctx: &TcContext, stage: Stage) -> i32 {
+    end(ctx, stage.of(), by_family!(ctx, tc::go_on, stage))
 }
 
-/// Counts the packet; returns what the kernel is to do with it.
+/// Hands the packet over, or counts it; returns what the kernel is to do with it.
 #[inline(always)]
-fn end(ctx: &TcContext, program: Program, reason: Reason) -> i32 {
+fn end(ctx: &TcContext, program: Program, step: Step) -> i32 {
+    let reason = match step {
+        Step::Ends(reason) => reason,
+        Step::HandsOver(stage) => {
+            // SAFETY: the context is this program's own.
+            unsafe { TAIL_CALLS.tail_call(ctx, stage as u32) };
+            stage.without()
+        }
+    };
     let bytes = ctx.len();
     env::count(program, reason, bytes);
     // The verifier takes this out where the log level given at load is below it.
@@ -75,7 +67,7 @@ fn end(ctx: &TcContext, program: Program, reason: Reason) -> i32 {
     match reason.verdict() {
         Verdict::Pass => NEXT,
         Verdict::Drop => TC_ACT_SHOT,
-        Verdict::Reject => send_back(ctx),
+        Verdict::SendBack => send_back(ctx),
     }
 }
 

@@ -140,6 +140,18 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn leave_note(&mut self, note: u32) {
+        // SAFETY: a field of the context that is the programs' own (`bpf_skb_cb`).
+        unsafe { (*self.ctx.skb.skb).cb[0] = note };
+    }
+
+    #[inline(always)]
+    fn note(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).cb[0] }
+    }
+
+    #[inline(always)]
     fn resize(&mut self, len: usize) -> Result<(), RewriteError> {
         // SAFETY: the helper checks the length.
         done(unsafe { bpf_skb_change_tail(self.ctx.as_ptr().cast(), len as u32, 0) })

@@ -4,17 +4,19 @@
 
 use std::net::SocketAddr;
 
+use affinity_common::abi::addresses::{self, Address, AddressKey};
 use affinity_common::abi::affinity::{self, Affinity, AffinityKey};
 use affinity_common::abi::backend_stats::BackendStats;
 use affinity_common::abi::backends::{self, Backend, BackendKey, ELIGIBLE};
 use affinity_common::abi::conntrack::{self, Conntrack, ConntrackKey};
 use affinity_common::abi::counters::{self, Counter};
+use affinity_common::abi::filter::{self, FilterWord, Place};
 use affinity_common::abi::frontends::{self, Frontend, FrontendKey};
 use affinity_common::abi::slots::Slot;
 use affinity_common::family::{Family, V4, V6};
 use affinity_common::reason::{Program, Reason};
 use affinity_common::types::{BackendId, Nanos, Port, Proto, Seconds, ServiceId};
-use affinity_user::loader::load_refuser;
+use affinity_user::loader::load_stages;
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _};
@@ -88,7 +90,7 @@ impl Programs {
                 ebpf.program_mut(section(program)).context("no such program")?.try_into()?;
             loaded.load().with_context(|| format!("loading {}", section(program)))?;
         }
-        load_refuser(&mut ebpf, false)?;
+        load_stages(&mut ebpf, false)?;
         Ok(Self { ebpf, next_slot: 0 })
     }
 
@@ -131,7 +133,7 @@ impl Programs {
             .collect()
     }
 
-    /// Writes a service: its backends, slots (each eligible backend once) and frontend.
+    /// Writes a service: its backends, slots (each eligible backend once), address and frontend.
     pub fn set_service(&mut self, service: &Service) -> Result<()> {
         match service.frontend {
             SocketAddr::V4(_) => self.set_service_of::<V4>(service),
@@ -162,6 +164,11 @@ impl Programs {
             scope: 0,
         };
         let (addr, port) = (octets::<F>(service.frontend)?, Port::new(service.frontend.port()));
+        let place = Place::of::<F>(&addr);
+        let mut filter: Array<&mut MapData, Plain<FilterWord>> = Array::try_from(self.map_mut(filter::SERVICES.name)?)?;
+        let Plain(word) = filter.get(&place.word, 0)?;
+        filter.set(place.word, Plain(FilterWord { bits: word.bits | place.bit }), 0)?;
+        self.insert(addresses::spec::<F>().name, AddressKey::<F> { addr }, Address::default())?;
         self.insert(frontends::spec::<F>().name, FrontendKey::<F>::new(addr, port, service.proto), value)
     }
 

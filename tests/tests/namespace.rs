@@ -88,6 +88,13 @@ impl Site {
         Ok(seen)
     }
 
+    /// Asks a service by a datagram of so many bytes; returns the pod's name.
+    fn ask_udp(&self, client: usize, service: &str, bytes: usize) -> Result<String> {
+        let (client, service) = (&self.lab.clients[client], service.parse()?);
+        let socket = UdpClient::open(&client.netns, service, &ClientOptions::default().within(3 * SECOND))?;
+        Ok(socket.ask(service, &vec![7; bytes])?.backend)
+    }
+
     fn open(&self, client: usize, service: &str) -> Result<HttpConnection> {
         HttpConnection::open(&self.lab.clients[client].netns, service.parse()?, &ClientOptions::default())
     }
@@ -496,6 +503,10 @@ fn maps_are_dumped_with_field_names() -> Result<()> {
     let site = Site::new(of(Families::Dual), &[])?;
     site.ask_all(STICKY, 1)?;
     site.ask_all(STICKY6, 1)?;
+    for service in [STICKY, STICKY6] {
+        // In fragments.
+        site.ask_udp(0, service, 8_000)?;
+    }
     let names = site.lab.node.mounts.enter(|| mountns::list(PIN_DIR))?;
     let mut dumped = 0;
     for map in affinity_common::abi::MAPS {
@@ -505,10 +516,17 @@ fn maps_are_dumped_with_field_names() -> Result<()> {
             continue;
         }
         let mut bpftool = Command::new("bpftool");
-        bpftool.args(["-j", "map", "dump", "pinned"]).arg(format!("{PIN_DIR}/{}", map.name));
+        // All of a long array takes bpftool its time.
+        let is_long = map.kind == affinity_common::abi::Kind::Array && map.default_size > 1_000;
+        bpftool.args(["-j", "map", if is_long { "lookup" } else { "dump" }, "pinned"]);
+        bpftool.arg(format!("{PIN_DIR}/{}", map.name));
+        if is_long {
+            bpftool.args(["key", "0", "0", "0", "0"]);
+        }
         let text = affinity_tests::process::Process::output(bpftool, &site.lab.node.place())?;
         let entries: Value = serde_json::from_str(&text).with_context(|| format!("{}: {text}", map.name))?;
-        let entry = entries.get(0).with_context(|| format!("{} is empty", map.name))?;
+        let entry = if is_long { Some(&entries) } else { entries.get(0) };
+        let entry = entry.with_context(|| format!("{} is empty", map.name))?;
         let formatted = entry.get("formatted").with_context(|| format!("{}: no BTF: {entry}", map.name))?;
         let value = formatted.get("value").or_else(|| formatted.pointer("/values/0/value"));
         let named = value.and_then(Value::as_object).is_some_and(|fields| !fields.is_empty());

@@ -76,8 +76,10 @@ fn a_service_is_in_the_maps_and_the_next_daemon_finds_it() -> Result<()> {
         assert!(report.failed.is_empty(), "{report:?}");
         let expected = [
             "frontends_v4 10.96.0.1:80/TCP service=1 seed=00005eed slots=0+251 timeout=60 scope=0",
+            "addresses_v4 10.96.0.1 service",
             "backends_v4 1/1 addr=10.244.1.1:8080 eligible=1",
             "backends_v4 1/2 addr=10.244.1.2:8080 eligible=1",
+            "service_filter 8368 bits=0000000000000002",
             "services 1 name=default/s1/http/TCP",
             "backend_names 1/1 name=pod-1",
             "backend_names 1/2 name=pod-2",

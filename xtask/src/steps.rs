@@ -55,7 +55,10 @@ pub fn all() -> Result<Vec<Step>> {
     let directory = workspace::root().join("tests/tests");
     let mut files = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
-        files.push(entry?.file_name().to_string_lossy().into_owned());
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // A suite of several files is a directory.
+        files.push(if entry.path().join("main.rs").exists() { format!("{name}.rs") } else { name });
     }
     Ok(list(&files))
 }

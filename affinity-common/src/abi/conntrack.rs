@@ -29,7 +29,7 @@ pod! {
 
     /// What its packets are rewritten to, and what is known of it.
     #[derive(Default, PartialEq, Eq)]
-    pub struct Conntrack<F>: 28, 40 {
+    pub struct Conntrack<F>: 32, 44 {
         /// Packets seen in this direction; wraps.
         pub packets: u32,
         /// The service port.
@@ -42,10 +42,14 @@ pod! {
         pub due: Ticks,
         /// The port that this direction is translated to: the backend's forward, the frontend's in reverse.
         pub port: Port,
+        /// The port that the client's end is translated to: what the backend sees forward, the client's own in reverse.
+        pub client_port: Port,
         /// What was seen of the connection, in both directions: [`REPLIED`] and its siblings.
         pub seen: u8,
+        /// Whether more than the one end is translated: [`BOTH_ENDS`] or 0.
+        pub ends: u8,
         /// Zero.
-        pub zero: u8,
+        pub zero: [u8; 2],
         /// The address that this direction is translated to: the backend's forward, the frontend's in reverse.
         pub addr: F::Addr,
     }
@@ -55,6 +59,10 @@ pod! {
 pub const FORWARD: u8 = 0;
 /// [`ConntrackKey::direction`] of packets to the client.
 pub const REVERSE: u8 = 1;
+
+/// In [`Conntrack::ends`]: the client's end is translated too. It has another port where its own is taken by another
+/// connection to the same backend; and the other side's address where it is its own backend (hairpin).
+pub const BOTH_ENDS: u8 = 1;
 
 /// In [`Conntrack::seen`]: the backend has answered.
 pub const REPLIED: u8 = 1;
@@ -80,14 +88,14 @@ impl<F: Family> ConntrackKey<F> {
 
     /// Makes it the key of the same client's packets to a frontend. In place, as the datapath's stack is small.
     #[inline(always)]
-    pub fn turn_forward(&mut self, frontend: F::Addr, frontend_port: Port) {
-        (self.peer, self.peer_port, self.direction) = (frontend, frontend_port, FORWARD);
+    pub fn turn_forward(&mut self, client_port: Port, frontend: F::Addr, frontend_port: Port) {
+        (self.client_port, self.peer, self.peer_port, self.direction) = (client_port, frontend, frontend_port, FORWARD);
     }
 
     /// Makes it the key of packets from a backend to the same client. In place, as the datapath's stack is small.
     #[inline(always)]
-    pub fn turn_reverse(&mut self, backend: F::Addr, backend_port: Port) {
-        (self.peer, self.peer_port, self.direction) = (backend, backend_port, REVERSE);
+    pub fn turn_reverse(&mut self, client_port: Port, backend: F::Addr, backend_port: Port) {
+        (self.client_port, self.peer, self.peer_port, self.direction) = (client_port, backend, backend_port, REVERSE);
     }
 }
 
@@ -96,6 +104,18 @@ impl<F: Family> Conntrack<F> {
     #[inline(always)]
     pub fn leads_to(&self, addr: &F::Addr, port: Port) -> bool {
         self.addr == *addr && self.port == port
+    }
+
+    /// Whether packets are translated to the same ends.
+    #[inline(always)]
+    pub fn leads_as(&self, other: &Self) -> bool {
+        self.leads_to(&other.addr, other.port) && self.client_port == other.client_port
+    }
+
+    /// Whether more than the other side's end is translated.
+    #[inline(always)]
+    pub const fn has_both_ends(&self) -> bool {
+        self.ends & BOTH_ENDS != 0
     }
 
     /// Whether nothing was seen of it for its [`lifetime`].

@@ -5,6 +5,7 @@
 
 use crate::family::{Family, V4, V6};
 
+pub mod addresses;
 pub mod affinity;
 pub mod backend_names;
 pub mod backend_stats;
@@ -13,14 +14,17 @@ pub mod config;
 pub mod conntrack;
 pub mod counters;
 pub mod events;
+pub mod filter;
+pub mod fragments;
 pub mod frontends;
 pub mod ids;
 pub mod services;
 pub mod slots;
 pub mod tail_calls;
+pub mod work;
 
 /// The version of this layout. A daemon refuses pinned maps of another one.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The kinds of map that are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +64,20 @@ pub struct MapSpec {
 pub const MAPS: &[MapSpec] = &[
     frontends::spec::<V4>(),
     frontends::spec::<V6>(),
+    addresses::spec::<V4>(),
+    addresses::spec::<V6>(),
     backends::spec::<V4>(),
     backends::spec::<V6>(),
     conntrack::spec::<V4>(),
     conntrack::spec::<V6>(),
     affinity::spec::<V4>(),
     affinity::spec::<V6>(),
+    fragments::spec::<V4>(),
+    fragments::spec::<V6>(),
+    work::spec::<V4>(),
+    work::spec::<V6>(),
+    filter::SERVICES,
+    filter::DIRECT,
     slots::SPEC,
     backend_stats::SPEC,
     counters::SPEC,

@@ -3,17 +3,19 @@
 use super::{
     ConntrackEntry, Env, Refused, affinity,
     choice::Choice,
+    hash,
     parse::{FIN, Headers, RST},
 };
 use crate::{
     abi::{
         affinity::refresh_after,
-        conntrack::{BACKEND_FIN, CLIENT_FIN, Conntrack, ConntrackKey, REPLIED, RESET},
+        conntrack::{BACKEND_FIN, BOTH_ENDS, CLIENT_FIN, Conntrack, ConntrackKey, FORWARD, REPLIED, RESET},
         frontends::{Frontend, FrontendKey},
+        work::Work,
     },
     family::Family,
     reason::Reason,
-    types::{Nanos, Seconds, TICK_SHIFT, Ticks},
+    types::{Nanos, Port, Seconds, TICK_SHIFT, Ticks},
 };
 
 /// How a packet stands to its connection.
@@ -29,8 +31,10 @@ enum Role {
 
 /// Which end a packet comes from.
 #[derive(Clone, Copy)]
-enum From {
+pub enum From {
+    /// From the one that has opened the connection.
     Client,
+    /// From the one that answers.
     Backend,
 }
 
@@ -49,24 +53,39 @@ fn shown<F: Family>(headers: &Headers<F>, from: From) -> u8 {
     seen
 }
 
-/// Notes a packet from the client in its connection's entry, and now and then looks after what belongs to it. The key and
-/// what was read of the entry are used up.
+/// Turns the key of a packet and its entry into those of the other direction. `FULL`: the packet may be of a pod that is
+/// its own backend, both of whose directions are [`FORWARD`]: each end sends to the service's address.
 #[inline(always)]
-pub fn note_request<F: Family, E: Env<F>>(
+fn turn_round<F: Family, const FULL: bool>(key: &mut ConntrackKey<F>, value: &mut Conntrack<F>, headers: &Headers<F>) {
+    let (addr, port, client_port) = (value.addr, value.port, value.client_port);
+    value.packets = 0;
+    if FULL && addr == headers.src {
+        key.turn_forward(port, headers.dst, client_port);
+        (value.addr, value.port, value.client_port) = (headers.src, headers.src_port, headers.dst_port);
+    } else {
+        key.turn_reverse(client_port, addr, port);
+        (value.addr, value.port, value.client_port) = (headers.dst, headers.dst_port, headers.src_port);
+    }
+}
+
+/// Notes a packet that is sent to a service's address in its connection's entry, and now and then looks after what belongs
+/// to it. The key and what was read of the entry are used up.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "what is known of a packet lies in registers and on a small stack")]
+pub fn note_request<F: Family, E: Env<F>, const FULL: bool>(
     env: &E,
     key: &mut ConntrackKey<F>,
     entry: &E::Conntrack,
     held: &mut Conntrack<F>,
     frontend: &Frontend,
     headers: &Headers<F>,
+    from: From,
     now: Nanos,
 ) -> Result<(), Reason> {
-    let news = note(entry, held, shown(headers, From::Client), now.ticks());
+    let news = note(entry, held, shown(headers, from), now.ticks());
     if news || held.due.is_due(now.ticks()) {
-        let (backend, port) = (held.addr, held.port);
-        key.turn_reverse(backend, port);
-        (held.packets, held.addr, held.port) = (0, headers.dst, headers.dst_port);
-        claim_reverse(env, key, held, now, Role::Later)?;
+        turn_round::<F, FULL>(key, held, headers);
+        claim::<F, E, FULL>(env, key, held, now, Role::Later)?;
         entry.set_due(look_after(env, frontend, &headers.src, held, now));
     }
     Ok(())
@@ -91,8 +110,9 @@ pub fn note_reply<F: Family, E: Env<F>>(
         };
         entry.set_due(due);
         held.due = due;
-        key.turn_forward(held.addr, held.port);
-        (held.packets, held.addr, held.port) = (0, headers.src, headers.src_port);
+        key.turn_forward(held.client_port, held.addr, held.port);
+        held.packets = 0;
+        (held.addr, held.port, held.client_port) = (headers.src, headers.src_port, headers.dst_port);
         keep_forward(env, key, held, now);
     }
 }
@@ -129,67 +149,152 @@ fn look_after<F: Family, E: Env<F>>(
     Nanos(used.0 + refresh_after(frontend.timeout).0 + (1 << TICK_SHIFT)).ticks()
 }
 
-/// Makes a new connection's entries, reverse first: a reply is never faster than its way back. The key is used up.
+/// Makes a new connection's entries, the way back first: a reply is never faster than that. The key is used up.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "what is known of a packet lies in registers and on a small stack")]
 pub fn open<F: Family, E: Env<F>>(
     env: &E,
     key: &mut ConntrackKey<F>,
+    way: &mut Conntrack<F>,
     old: Option<E::Conntrack>,
     frontend: &Frontend,
     choice: &Choice<F>,
     headers: &Headers<F>,
     now: Nanos,
 ) -> Result<(), Reason> {
-    let at = now.ticks();
-    let (addr, port) = (choice.backend.addr, choice.backend.port);
-    // The affinity entry was just looked at: the next look is due when it can be stale.
-    let wait = if frontend.has_affinity() { refresh_after(frontend.timeout) } else { Nanos::SECOND };
-    let due = Nanos(now.0 + wait.0 + (1 << TICK_SHIFT)).ticks();
-    if let Some(entry) = &old {
-        let held = entry.load();
-        if !held.leads_to(&addr, port) {
-            leave(env, key, &held, headers);
-        }
-    }
-    let mut new = Conntrack {
-        packets: 0,
-        service: frontend.service,
-        backend: choice.id,
-        last_seen: at,
-        due,
-        port: headers.dst_port,
-        seen: shown(headers, From::Client),
-        zero: 0,
-        addr: headers.dst,
-    };
+    *way = new_way(frontend, choice, headers, now);
     let role = if old.is_some() { Role::Again } else { Role::First };
-    key.turn_reverse(addr, port);
-    claim_reverse(env, key, &new, now, role)?;
-    key.turn_forward(headers.dst, headers.dst_port);
-    (new.packets, new.addr, new.port) = (1, addr, port);
-    match old {
-        // A SYN that comes again, or a connection after another on the same ports: no map is written.
-        Some(entry) if is_same_way(&entry.load(), &new) => {
-            entry.count_packet();
-            entry.set_last_seen(at);
-            entry.set_due(due);
-            entry.set_seen(new.seen);
-        }
-        _ => {
-            // Where the map refuses, the next packet tries again: the way back is there, and the choice comes out the same.
-            let _ = env.conntrack_replace(key, &new);
-        }
+    if let Some(entry) = &old {
+        leave_another::<F, E, false>(env, key, &mut entry.load(), way, headers);
     }
+    turn_round::<F, false>(key, way, headers);
+    claim::<F, E, false>(env, key, way, now, role)?;
+    key.turn_forward(headers.src_port, headers.dst, headers.dst_port);
+    (way.addr, way.port, way.client_port) = (choice.backend.addr, choice.backend.port, headers.src_port);
+    begin(env, key, old, way);
     Ok(())
 }
 
-/// Takes away the way back of a connection that moves to another backend: what the old one still sends is no reply any
-/// more. The key is used up.
+/// How many ports are tried for a client whose own is taken.
+const PORTS: u32 = 5;
+
+/// Makes a new connection's entries where both of its ends may have to be translated, as [`open`] does. Returns the port
+/// that the client's end has: its own, or where another connection has that, one of those that no client is given by
+/// Linux (`ip_local_port_range`); the same again for the same connection, as long as it is free.
 #[inline(always)]
-fn leave<F: Family, E: Env<F>>(env: &E, key: &mut ConntrackKey<F>, old: &Conntrack<F>, headers: &Headers<F>) {
-    key.turn_reverse(old.addr, old.port);
+pub fn open_full<F: Family, E: Env<F>>(
+    env: &E,
+    work: &mut Work<F>,
+    old: Option<E::Conntrack>,
+    frontend: &Frontend,
+    choice: &Choice<F>,
+    headers: &Headers<F>,
+    now: Nanos,
+) -> Result<Port, Reason> {
+    let Work { key, held, way } = work;
+    *way = new_way(frontend, choice, headers, now);
+    let role = if old.is_some() { Role::Again } else { Role::First };
+    let is_hairpin = choice.backend.addr == headers.src;
+    let mut port = headers.src_port;
+    if let Some(entry) = &old {
+        *held = entry.load();
+        if held.leads_to(&way.addr, way.port) {
+            port = held.client_port;
+        }
+        leave_another::<F, E, true>(env, key, held, way, headers);
+    }
+    let hash = hash::connection::<F>(
+        &headers.src,
+        headers.src_port,
+        &headers.dst,
+        headers.dst_port,
+        headers.proto,
+        frontend.seed,
+    );
+    for attempt in 0..PORTS {
+        way.client_port = port;
+        way.ends = if is_hairpin || port != headers.src_port { BOTH_ENDS } else { 0 };
+        turn_round::<F, true>(key, way, headers);
+        let claimed = claim::<F, E, true>(env, key, way, now, role);
+        key.turn_forward(headers.src_port, headers.dst, headers.dst_port);
+        (way.addr, way.port, way.client_port) = (choice.backend.addr, choice.backend.port, port);
+        match claimed {
+            Ok(()) => {
+                begin(env, key, old, way);
+                return Ok(port);
+            }
+            Err(Reason::Collision) => port = spare_port(hash, attempt),
+            Err(reason) => return Err(reason),
+        }
+    }
+    Err(Reason::Collision)
+}
+
+/// A port that a client's end may have instead of its own.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "both summands are under 2^16")]
+fn spare_port(hash: u32, attempt: u32) -> Port {
+    /// Above what Linux gives to clients unless told otherwise.
+    const FIRST: u32 = 61_000;
+    const COUNT: u32 = (u16::MAX as u32) + 1 - FIRST;
+    Port::new((FIRST + hash::place(hash.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)), COUNT)) as u16)
+}
+
+/// The entry of a new connection's packets from the client, whose end keeps its port.
+#[inline(always)]
+fn new_way<F: Family>(frontend: &Frontend, choice: &Choice<F>, headers: &Headers<F>, now: Nanos) -> Conntrack<F> {
+    // The affinity entry was just looked at: the next look is due when it can be stale.
+    let wait = if frontend.has_affinity() { refresh_after(frontend.timeout) } else { Nanos::SECOND };
+    Conntrack {
+        packets: 0,
+        service: frontend.service,
+        backend: choice.id,
+        last_seen: now.ticks(),
+        due: Nanos(now.0 + wait.0 + (1 << TICK_SHIFT)).ticks(),
+        port: choice.backend.port,
+        client_port: headers.src_port,
+        seen: shown(headers, From::Client),
+        ends: 0,
+        zero: [0; 2],
+        addr: choice.backend.addr,
+    }
+}
+
+/// Writes the entry of a new connection's packets from the client.
+#[inline(always)]
+fn begin<F: Family, E: Env<F>>(env: &E, key: &ConntrackKey<F>, old: Option<E::Conntrack>, way: &mut Conntrack<F>) {
+    way.packets = 1;
+    match old {
+        // A SYN that comes again, or a connection after another on the same ports: no map is written.
+        Some(entry) if is_same_way(&entry.load(), way) => {
+            entry.count_packet();
+            entry.set_last_seen(way.last_seen);
+            entry.set_due(way.due);
+            entry.set_seen(way.seen);
+        }
+        _ => {
+            // Where the map refuses, the next packet tries again: the way back is there, and the choice comes out the same.
+            let _ = env.conntrack_replace(key, way);
+        }
+    }
+}
+
+/// Takes away the way back of a connection that moves to another backend: what the old one still sends is no reply any
+/// more. What was read of the old entry is used up.
+#[inline(always)]
+fn leave_another<F: Family, E: Env<F>, const FULL: bool>(
+    env: &E,
+    key: &mut ConntrackKey<F>,
+    old: &mut Conntrack<F>,
+    new: &Conntrack<F>,
+    headers: &Headers<F>,
+) {
+    if old.leads_to(&new.addr, new.port) {
+        return;
+    }
+    turn_round::<F, FULL>(key, old, headers);
     if let Some(entry) = env.conntrack(key)
-        && entry.load().leads_to(&headers.dst, headers.dst_port)
+        && entry.load().leads_as(old)
     {
         env.conntrack_remove(key);
     }
@@ -197,14 +302,14 @@ fn leave<F: Family, E: Env<F>>(env: &E, key: &mut ConntrackKey<F>, old: &Conntra
 
 #[inline(always)]
 fn is_same_way<F: Family>(a: &Conntrack<F>, b: &Conntrack<F>) -> bool {
-    a.service == b.service && a.backend == b.backend && a.leads_to(&b.addr, b.port)
+    a.service == b.service && a.backend == b.backend && a.leads_as(b)
 }
 
 /// Sees to it that the replies of a connection find their way back: that there is such an entry as `wanted`, at `key`.
-/// Where another live connection has the same client port and backend by another frontend, the two can't be told apart:
-/// the later one is not let through.
+/// Where another live connection has the same ports and backend by another frontend, the two can't be told apart: that is
+/// a [`Reason::Collision`] of the later one.
 #[inline(always)]
-fn claim_reverse<F: Family, E: Env<F>>(
+fn claim<F: Family, E: Env<F>, const FULL: bool>(
     env: &E,
     key: &mut ConntrackKey<F>,
     wanted: &Conntrack<F>,
@@ -221,9 +326,7 @@ fn claim_reverse<F: Family, E: Env<F>>(
     let Some(entry) = env.conntrack(key) else {
         return match env.conntrack_insert(key, wanted) {
             // Another packet was quicker: it made the same entry, or took the way for another frontend.
-            Err(Refused::Exists)
-                if env.conntrack(key).is_some_and(|entry| !entry.load().leads_to(&wanted.addr, wanted.port)) =>
-            {
+            Err(Refused::Exists) if env.conntrack(key).is_some_and(|entry| !entry.load().leads_as(wanted)) => {
                 Err(Reason::Collision)
             }
             Ok(()) | Err(Refused::Exists) => Ok(()),
@@ -231,16 +334,22 @@ fn claim_reverse<F: Family, E: Env<F>>(
         };
     };
     let held = entry.load();
-    if !held.leads_to(&wanted.addr, wanted.port) {
+    if !held.leads_as(wanted) {
         let is_free = held.has_expired(key.proto, now.ticks()) || role != Role::Later && held.is_over();
         if !is_free {
             return Err(Reason::Collision);
         }
         // What may still come of the connection that had this place must not reach the backend as the new one's.
-        let (backend, port) = (key.peer, key.peer_port);
-        key.turn_forward(held.addr, held.port);
-        env.conntrack_remove(key);
-        key.turn_reverse(backend, port);
+        let (client_port, peer, port) = (key.client_port, key.peer, key.peer_port);
+        if FULL && key.direction == FORWARD {
+            key.turn_forward(held.port, peer, held.client_port);
+            env.conntrack_remove(key);
+            key.turn_forward(client_port, peer, port);
+        } else {
+            key.turn_forward(held.client_port, held.addr, held.port);
+            env.conntrack_remove(key);
+            key.turn_reverse(client_port, peer, port);
+        }
     } else if held.service == wanted.service && held.backend == wanted.backend {
         let seen = if role == Role::Later { held.seen | wanted.seen } else { wanted.seen };
         if held.seen != seen {
@@ -262,7 +371,7 @@ fn keep_forward<F: Family, E: Env<F>>(env: &E, key: &ConntrackKey<F>, wanted: &C
         return;
     };
     let held = entry.load();
-    if held.leads_to(&wanted.addr, wanted.port) {
+    if held.leads_as(wanted) {
         let seen = held.seen | wanted.seen;
         if held.seen != seen {
             entry.set_seen(seen);

@@ -1,12 +1,18 @@
 //! What the logic needs of the world.
 
+use core::ops::DerefMut;
+
 use crate::{
     abi::{
+        addresses::AddressKey,
         affinity::{Affinity, AffinityKey, Pair},
         backends::{Backend, BackendKey},
         conntrack::{Conntrack, ConntrackKey},
         events::Event,
+        filter::{FilterWord, Place},
+        fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
+        work::Work,
     },
     family::Family,
     types::{BackendId, Nanos, Ticks},
@@ -31,12 +37,26 @@ pub trait Env<F: Family> {
     type Conntrack: ConntrackEntry<F>;
     /// An affinity entry in its place in the map. It may be evicted, and its memory reused, while it is held.
     type Affinity: AffinityEntry;
+    /// Memory of the CPU's own.
+    type Work<'a>: DerefMut<Target = Work<F>>
+    where
+        Self: 'a;
 
     /// The coarse monotonic clock.
     fn now(&self) -> Nanos;
     /// A uniformly distributed number.
     fn random(&self) -> u32;
+    /// Memory for what a program has in hand, which takes it once. What it holds at first means nothing.
+    fn work(&self) -> Option<Self::Work<'_>>;
 
+    /// A word of the filter of services' addresses.
+    fn service_filter(&self, word: u32) -> FilterWord;
+    /// A word of the filter of addresses that are talked to directly beside a translated connection.
+    fn direct_filter(&self, word: u32) -> FilterWord;
+    /// Sets a bit of that filter.
+    fn mark_direct(&self, place: Place);
+    /// Whether a service has the address.
+    fn is_service_address(&self, key: &AddressKey<F>) -> bool;
     /// The service port behind an address and port.
     fn frontend(&self, key: &FrontendKey<F>) -> Option<Frontend>;
     /// The backend of a slot.
@@ -52,6 +72,11 @@ pub trait Env<F: Family> {
     fn conntrack_replace(&self, key: &ConntrackKey<F>, value: &Conntrack<F>) -> Result<(), Refused>;
     /// Removes an entry, if it is there.
     fn conntrack_remove(&self, key: &ConntrackKey<F>);
+
+    /// The ports of a datagram that comes in fragments.
+    fn fragments(&self, key: &FragmentsKey<F>) -> Option<Fragments>;
+    /// Notes them.
+    fn note_fragments(&self, key: &FragmentsKey<F>, value: &Fragments) -> Result<(), Refused>;
 
     /// A client's entry.
     fn affinity(&self, key: &AffinityKey<F>) -> Option<Self::Affinity>;
@@ -120,6 +145,10 @@ pub trait Packet {
     fn update_checksum_by_address(&mut self, sum: Checksum, from: &[u8], to: &[u8]) -> Result<(), RewriteError>;
     /// Makes the transport checksum follow a port that changes.
     fn update_checksum_by_port(&mut self, sum: Checksum, from: [u8; 2], to: [u8; 2]) -> Result<(), RewriteError>;
+    /// Leaves a word with the packet for the program that it is handed over to.
+    fn leave_note(&mut self, note: u32);
+    /// The word that was left with the packet.
+    fn note(&self) -> u32;
     /// Makes the frame shorter or longer, by zeroes; a segment of several packets becomes one.
     fn resize(&mut self, len: usize) -> Result<(), RewriteError>;
     /// The sum of big-endian words, what is over 16 bits added to them (RFC 1071), of as many bytes as four divides.

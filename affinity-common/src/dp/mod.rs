@@ -4,16 +4,21 @@
 //! [`Packet`], the bytes of one packet, and [`Env`], the maps, the clock and the random numbers. `affinity-ebpf` has them
 //! over the kernel's helpers, `testing` over plain collections with a fake clock and injected faults.
 
+pub mod address;
 pub mod affinity;
 pub mod choice;
 pub mod conntrack;
 mod env;
+pub mod fragment;
+pub mod full;
 pub mod hash;
+pub mod icmp;
 pub mod parse;
 pub mod reject;
 pub mod rewrite;
 pub mod select;
 pub mod slots;
+pub mod step;
 pub mod tc;
 
 pub use env::{AffinityEntry, Checksum, ConntrackEntry, Env, Packet, Refused, RewriteError};

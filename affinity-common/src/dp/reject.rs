@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     family::{Family, V4, V6},
-    reason::Reason,
     types::Proto,
 };
 
@@ -39,24 +38,33 @@ pub trait Reject: Family {
     fn write_unreachable<P: Packet>(packet: &mut P, asked: &Headers<Self>) -> Result<(), RewriteError>;
 }
 
-/// Turns a packet for a service without backends into its answer; says what is to be done with it.
+/// What came of turning a packet into its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The packet is the answer now, and is to go back.
+    Made,
+    /// There is none: the packet is to be dropped.
+    None,
+}
+
+/// Turns a packet that is refused into its answer.
 #[inline(always)]
-pub fn no_backend<F: Reject, P: Packet>(packet: &mut P, headers: &Headers<F>) -> Reason {
+pub fn answer<F: Reject, P: Packet>(packet: &mut P, headers: &Headers<F>) -> Answer {
     // Nobody answers a reset. Behind options or extensions the hardware may be asked to compute a checksum that is none of
     // the answer's.
     if headers.flags & RST != 0 || headers.l4 != headers.l3 + F::HEADER_LEN {
-        return Reason::NoBackendDropped;
+        return Answer::None;
     }
     let answered = if headers.is_tcp() { reset(packet, headers) } else { F::write_unreachable(packet, headers) };
     match answered.and_then(|()| turn_back(packet)) {
-        Ok(()) => Reason::NoBackend,
-        Err(_) => Reason::NoBackendDropped,
+        Ok(()) => Answer::Made,
+        Err(_) => Answer::None,
     }
 }
 
 /// Has the frame go to where it came from.
 #[inline(always)]
-fn turn_back<P: Packet>(packet: &mut P) -> Result<(), RewriteError> {
+pub fn turn_back<P: Packet>(packet: &mut P) -> Result<(), RewriteError> {
     let mut macs: [u8; 12] = packet.read(0).ok_or(RewriteError)?;
     macs.rotate_left(6);
     packet.write(0, &macs)
@@ -111,7 +119,7 @@ fn fold(mut sum: u32) -> u16 {
 }
 
 /// Length of an ICMP header, of either version.
-const ICMP_LEN: usize = 8;
+pub const ICMP_LEN: usize = 8;
 
 impl Reject for V4 {
     const HEADER_LEN: usize = Ipv4Hdr::LEN;
@@ -147,7 +155,7 @@ impl Reject for V4 {
         packet.write(asked.l4 + ICMP_LEN, &quote)?;
         // Destination unreachable, port unreachable.
         packet.write(asked.l4, &[3, 3, high, low, 0, 0, 0, 0])?;
-        Self::write_header(packet, asked, 1, LEN as u16)
+        Self::write_header(packet, asked, Proto::ICMP.number, LEN as u16)
     }
 }
 
@@ -171,14 +179,13 @@ impl Reject for V6 {
     fn write_unreachable<P: Packet>(packet: &mut P, asked: &Headers<V6>) -> Result<(), RewriteError> {
         const QUOTE: usize = Ipv6Hdr::LEN + UdpHdr::LEN;
         const LEN: usize = ICMP_LEN + QUOTE;
-        const ICMP6: u8 = 58;
         let quote: [u8; QUOTE] = packet.read(asked.l3).ok_or(RewriteError)?;
-        let pseudo = pseudo_sum(packet, asked, ICMP6, LEN as u16);
+        let pseudo = pseudo_sum(packet, asked, Proto::ICMP6.number, LEN as u16);
         let [high, low] = (!fold(pseudo + 0x0104 + u32::from(packet.sum(&quote)))).to_be_bytes();
         packet.resize(EthHdr::LEN + Ipv6Hdr::LEN + LEN)?;
         packet.write(asked.l4 + ICMP_LEN, &quote)?;
         // Destination unreachable, port unreachable.
         packet.write(asked.l4, &[1, 4, high, low, 0, 0, 0, 0])?;
-        Self::write_header(packet, asked, ICMP6, LEN as u16)
+        Self::write_header(packet, asked, Proto::ICMP6.number, LEN as u16)
     }
 }

@@ -36,6 +36,16 @@ pub trait Rewrite: Family {
         from: &Self::Addr,
         to: &Self::Addr,
     ) -> Result<(), RewriteError>;
+
+    /// Writes one address of the IP header at `l3`, with the header's own checksum where the family has one, and nothing of
+    /// what is behind it.
+    fn write_address<P: Packet>(
+        packet: &mut P,
+        l3: usize,
+        end: End,
+        from: &Self::Addr,
+        to: &Self::Addr,
+    ) -> Result<(), RewriteError>;
 }
 
 impl Rewrite for V4 {
@@ -57,6 +67,24 @@ impl Rewrite for V4 {
             packet.write::<10>(at, &bytemuck::cast(addrs))?;
             packet.write::<4>(ends.l4 + offset_of!(UdpHdr, src), &bytemuck::cast(Ports::of(ends)))
         }
+    }
+
+    #[inline(always)]
+    fn write_address<P: Packet>(
+        packet: &mut P,
+        l3: usize,
+        end: End,
+        from: &[u8; 4],
+        to: &[u8; 4],
+    ) -> Result<(), RewriteError> {
+        let check_at = l3 + offset_of!(Ipv4Hdr, check);
+        let check = header_checksum(packet.read(check_at).ok_or(RewriteError)?, *from, *to);
+        packet.write(check_at, &check)?;
+        let at = match end {
+            End::Source => offset_of!(Ipv4Hdr, src_addr),
+            End::Destination => offset_of!(Ipv4Hdr, dst_addr),
+        };
+        packet.write(l3 + at, to)
     }
 }
 
@@ -88,6 +116,21 @@ impl Rewrite for V6 {
                 packet.write::<4>(ports_at, &bytemuck::cast(ports))
             }
         }
+    }
+
+    #[inline(always)]
+    fn write_address<P: Packet>(
+        packet: &mut P,
+        l3: usize,
+        end: End,
+        _from: &[u8; 16],
+        to: &[u8; 16],
+    ) -> Result<(), RewriteError> {
+        let at = match end {
+            End::Source => offset_of!(Ipv6Hdr, src_addr),
+            End::Destination => offset_of!(Ipv6Hdr, dst_addr),
+        };
+        packet.write(l3 + at, to)
     }
 }
 
@@ -153,36 +196,35 @@ fn header_checksum(old: [u8; 2], from: [u8; 4], to: [u8; 4]) -> [u8; 2] {
     u16::from_le_bytes([low, high]).to_ne_bytes()
 }
 
-/// Translates one end of a packet. What does not change is not written.
+/// Translates one end of a packet, of which the headers are then what it says. What does not change is not written.
 #[inline(always)]
 pub fn translate<F: Rewrite, P: Packet>(
     packet: &mut P,
-    headers: &Headers<F>,
+    headers: &mut Headers<F>,
     end: End,
     addr: &F::Addr,
     port: Port,
 ) -> Result<(), RewriteError> {
-    let mut translated = *headers;
-    let (old_addr, old_port) = match end {
-        End::Source => {
-            (translated.src, translated.src_port) = (*addr, port);
-            (&headers.src, headers.src_port)
-        }
-        End::Destination => {
-            (translated.dst, translated.dst_port) = (*addr, port);
-            (&headers.dst, headers.dst_port)
-        }
-    };
     let sum = if headers.is_tcp() {
         Checksum { at: headers.l4 + offset_of!(TcpHdr, check), zero_is_none: false }
     } else {
         Checksum { at: headers.l4 + offset_of!(UdpHdr, check), zero_is_none: true }
     };
-    if old_addr != addr {
+    let (its_addr, its_port) = match end {
+        End::Source => (&mut headers.src, &mut headers.src_port),
+        End::Destination => (&mut headers.dst, &mut headers.dst_port),
+    };
+    let (old_addr, old_port) = (*its_addr, *its_port);
+    let (is_same_addr, is_same_port) = (old_addr == *addr, old_port == port);
+    if is_same_addr && is_same_port {
+        return Ok(());
+    }
+    if !is_same_addr {
         packet.update_checksum_by_address(sum, old_addr.as_ref(), addr.as_ref())?;
     }
-    if old_port != port {
+    if !is_same_port {
         packet.update_checksum_by_port(sum, old_port.be, port.be)?;
     }
-    if old_addr == addr && old_port == port { Ok(()) } else { F::write_ends(packet, &translated, end, old_addr, addr) }
+    (*its_addr, *its_port) = (*addr, port);
+    F::write_ends(packet, headers, end, &old_addr, addr)
 }

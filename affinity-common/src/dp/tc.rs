@@ -2,13 +2,15 @@
 //! reverse-path filtering and netfilter in between see a consistent flow of true addresses.
 
 use super::{
-    ConntrackEntry, Env, Packet,
+    ConntrackEntry, Env, Packet, address,
     choice::Choice,
-    conntrack,
-    parse::{Headers, Parse},
-    reject::{self, Reject},
+    conntrack, fragment, full,
+    icmp::{self, Icmp},
+    parse::{Headers, NoPorts, Parse},
+    reject::{self, Answer, Reject},
     rewrite::{End, Rewrite, translate},
     select,
+    step::{self, Step},
 };
 use crate::{
     abi::{
@@ -16,6 +18,7 @@ use crate::{
         conntrack::{Conntrack, ConntrackKey},
         events::Event,
         frontends::{Frontend, FrontendKey},
+        tail_calls::Stage,
     },
     family::Family,
     reason::Reason,
@@ -24,46 +27,116 @@ use crate::{
 
 /// A packet from a client: DNAT to a backend of the service that it is for.
 #[inline(always)]
-pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Reason {
-    let headers = match F::parse(packet) {
-        Ok(headers) => headers,
-        Err(reason) => return reason,
-    };
-    let Some(frontend) = env.frontend(&FrontendKey::new(headers.dst, headers.dst_port, headers.proto)) else {
-        return Reason::NotService;
-    };
-    request(env, packet, &headers, &frontend).unwrap_or_else(|reason| reason)
+pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
+    let mut headers = Headers::default();
+    match F::parse(packet, &mut headers) {
+        Ok(()) => {}
+        Err(NoPorts::Ends(reason)) => return Step::Ends(reason),
+        Err(NoPorts::Fragment) => return step::hand_over(packet, Stage::FragmentIn),
+        Err(NoPorts::Icmp) => return step::hand_over(packet, Stage::IcmpIn),
+    }
+    let looks = address::looks(env, &headers.dst);
+    if looks.like_service {
+        let key = FrontendKey::new(headers.dst, headers.dst_port, headers.proto);
+        if let Some(frontend) = env.frontend(&key) {
+            return request(env, packet, &mut headers, &frontend).map_or_else(|step| step, Step::Ends);
+        }
+        if address::is_service(env, &headers.dst) {
+            return step::hand_over(packet, Stage::Request);
+        }
+    }
+    if looks.like_direct || meets_translated(env, &headers) {
+        return step::hand_over(packet, Stage::Request);
+    }
+    Step::Ends(Reason::NotService)
 }
 
-/// A packet that [`ingress`] has left as it came, as [`Reason::NoBackend`]: turned into its answer.
+/// A packet that another program has handed over.
 #[inline(always)]
-pub fn refuse<F: Parse + Reject, P: Packet>(packet: &mut P) -> Reason {
-    match F::parse(packet) {
-        Ok(headers) => reject::no_backend(packet, &headers),
-        Err(reason) => reason,
+pub fn go_on<F: Icmp, E: Env<F>, P: Packet>(env: &E, packet: &mut P, stage: Stage) -> Step {
+    match stage {
+        Stage::Refuse => refuse::<F, P>(packet),
+        Stage::Request => full::request(env, packet),
+        Stage::Reply => full::reply(env, packet),
+        Stage::FragmentIn => fragment::ingress(env, packet),
+        Stage::FragmentOut => fragment::egress(env, packet),
+        Stage::IcmpIn => icmp::ingress(env, packet),
+        Stage::IcmpOut => icmp::egress(env, packet),
     }
+}
+
+/// Whether the answers to a packet past services would be taken for replies of one: whether the client has a translated
+/// connection on the same ports. Of TCP, only a packet that opens a connection asks.
+#[inline(always)]
+fn meets_translated<F: Family, E: Env<F>>(env: &E, headers: &Headers<F>) -> bool {
+    if headers.is_tcp() && !headers.opens() {
+        return false;
+    }
+    let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
+    env.conntrack(&ConntrackKey::reverse(src, src_port, dst, dst_port, proto)).is_some()
+}
+
+/// A packet that was handed over as [`Stage::Refuse`] with its reason: turned into its answer.
+#[inline(always)]
+fn refuse<F: Parse + Reject, P: Packet>(packet: &mut P) -> Step {
+    let is_no_port = step::is_for(packet, Reason::NoSuchPort);
+    let mut headers = Headers::default();
+    match F::parse(packet, &mut headers) {
+        Ok(()) => {}
+        Err(NoPorts::Ends(reason)) => return Step::Ends(reason),
+        // It is not in one piece.
+        Err(_) if is_no_port => return Step::Ends(Reason::NoSuchPortDropped),
+        Err(_) => return Step::Ends(Reason::NoBackendDropped),
+    }
+    Step::Ends(match (reject::answer(packet, &headers), is_no_port) {
+        (Answer::Made, false) => Reason::NoBackend,
+        (Answer::None, false) => Reason::NoBackendDropped,
+        (Answer::Made, true) => Reason::NoSuchPort,
+        (Answer::None, true) => Reason::NoSuchPortDropped,
+    })
 }
 
 /// A packet to a client: if it is a backend's reply, its source becomes the frontend again.
 #[inline(always)]
-pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Reason {
-    let headers = match F::parse(packet) {
-        Ok(headers) => headers,
-        Err(reason) => return reason,
-    };
+pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
+    let mut headers = Headers::default();
+    match F::parse(packet, &mut headers) {
+        Ok(()) => {}
+        Err(NoPorts::Ends(reason)) => return Step::Ends(reason),
+        Err(NoPorts::Fragment) => return step::hand_over(packet, Stage::FragmentOut),
+        Err(NoPorts::Icmp) => return step::hand_over(packet, Stage::IcmpOut),
+    }
+    reply::<F, E, P, false>(env, packet, &mut headers)
+}
+
+/// A packet to a client of which the headers are known. `FULL`: both its ends may have to be translated.
+#[inline(always)]
+pub fn reply<F: Rewrite, E: Env<F>, P: Packet, const FULL: bool>(
+    env: &E,
+    packet: &mut P,
+    headers: &mut Headers<F>,
+) -> Step {
     let mut key = ConntrackKey::reverse(headers.dst, headers.dst_port, headers.src, headers.src_port, headers.proto);
-    let Some(entry) = env.conntrack(&key) else { return Reason::NotReply };
-    env.in_memory(&headers);
+    let Some(entry) = env.conntrack(&key) else { return Step::Ends(Reason::NotReply) };
+    env.in_memory(headers);
     let mut held = entry.load();
     let now = env.now();
     if !headers.is_tcp() && held.has_expired(headers.proto, now.ticks()) {
-        return Reason::NotReply;
+        return Step::Ends(Reason::NotReply);
     }
-    let (addr, port) = (held.addr, held.port);
-    conntrack::note_reply(env, &mut key, &entry, &mut held, &headers, now);
-    match translate(packet, &headers, End::Source, &addr, port) {
-        Ok(()) => Reason::Reply,
-        Err(_) => Reason::RewriteFailed,
+    if !FULL && held.has_both_ends() {
+        return step::hand_over(packet, Stage::Reply);
+    }
+    let (addr, port, client_port) = (held.addr, held.port, held.client_port);
+    conntrack::note_reply(env, &mut key, &entry, &mut held, headers, now);
+    let mut done = translate(packet, headers, End::Source, &addr, port);
+    if FULL && done.is_ok() {
+        let client = headers.dst;
+        done = translate(packet, headers, End::Destination, &client, client_port);
+    }
+    match done {
+        Ok(()) => Step::Ends(Reason::Reply),
+        Err(_) => Step::Ends(Reason::RewriteFailed),
     }
 }
 
@@ -71,49 +144,84 @@ pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P)
 fn request<F: Parse + Rewrite, E: Env<F>, P: Packet>(
     env: &E,
     packet: &mut P,
-    headers: &Headers<F>,
+    headers: &mut Headers<F>,
     frontend: &Frontend,
-) -> Result<Reason, Reason> {
+) -> Result<Reason, Step> {
     env.in_memory(headers);
     env.in_memory(frontend);
-    let (reason, addr, port) = backend(env, headers, frontend)?;
+    let (reason, addr, port) = backend(env, packet, headers, frontend)?;
     match translate(packet, headers, End::Destination, &addr, port) {
         Ok(()) => Ok(reason),
-        Err(_) => Err(Reason::RewriteFailed),
+        Err(_) => Err(Step::Ends(Reason::RewriteFailed)),
     }
 }
 
 /// Where a client's packet goes: where its connection is or, for the first of one, to the backend chosen now.
 #[inline(always)]
-fn backend<F: Family, E: Env<F>>(
+fn backend<F: Family, E: Env<F>, P: Packet>(
     env: &E,
+    packet: &mut P,
     headers: &Headers<F>,
     frontend: &Frontend,
-) -> Result<(Reason, F::Addr, Port), Reason> {
+) -> Result<(Reason, F::Addr, Port), Step> {
     let now = env.now();
     let mut key = ConntrackKey::forward(headers.src, headers.src_port, headers.dst, headers.dst_port, headers.proto);
     let known = env.conntrack(&key);
     if let Some(entry) = &known {
         let mut held = entry.load();
+        if held.has_both_ends() {
+            return Err(step::hand_over(packet, Stage::Request));
+        }
         if still_stands(env, frontend, headers, &held, now) {
             let (addr, port) = (held.addr, held.port);
-            conntrack::note_request(env, &mut key, entry, &mut held, frontend, headers, now)?;
+            let from = conntrack::From::Client;
+            conntrack::note_request::<F, E, false>(env, &mut key, entry, &mut held, frontend, headers, from, now)?;
             return Ok((Reason::Established, addr, port));
         }
     }
-    let choice = select::choose(env, frontend, headers, now)?;
-    conntrack::open(env, &mut key, known, frontend, &choice, headers, now)?;
+    let choice = match select::choose(env, frontend, headers, now) {
+        Ok(choice) => choice,
+        Err(Reason::NoBackend) => return Err(step::hand_over_for(packet, Stage::Refuse, Reason::NoBackend)),
+        Err(reason) => return Err(reason.into()),
+    };
+    // The client itself, or ports that are taken: its own end is to be translated too.
+    let opened = if choice.backend.addr == headers.src {
+        Err(Reason::Collision)
+    } else if let Some(mut work) = env.work() {
+        conntrack::open(env, &mut key, &mut work.way, known, frontend, &choice, headers, now)
+    } else {
+        Err(Reason::ConntrackRefused)
+    };
+    match opened {
+        Ok(()) => {}
+        Err(Reason::Collision) => {
+            return Err(step::hand_over_for(packet, Stage::Request, choice.reason));
+        }
+        Err(reason) => return Err(reason.into()),
+    }
+    chosen(env, frontend, headers, &choice, now);
+    Ok((choice.reason, choice.backend.addr, choice.backend.port))
+}
+
+/// Tells of a choice.
+#[inline(always)]
+pub fn chosen<F: Family, E: Env<F>>(
+    env: &E,
+    frontend: &Frontend,
+    headers: &Headers<F>,
+    choice: &Choice<F>,
+    now: Nanos,
+) {
     env.count_connection(&BackendKey { service: frontend.service, backend: choice.id });
     if env.wants_events(now) {
-        env.emit(event(frontend, headers, &choice, now));
+        env.emit(event(frontend, headers, choice, now));
     }
-    Ok((choice.reason, choice.backend.addr, choice.backend.port))
 }
 
 /// Whether a packet belongs to the connection of its conntrack entry. A TCP connection stays where it is until a SYN
 /// opens another one; a UDP flow ends with its time, with its backend's removal, or with its service.
 #[inline(always)]
-fn still_stands<F: Family, E: Env<F>>(
+pub fn still_stands<F: Family, E: Env<F>>(
     env: &E,
     frontend: &Frontend,
     headers: &Headers<F>,

@@ -8,11 +8,15 @@ use std::{
 
 use crate::{
     abi::{
+        addresses::AddressKey,
         affinity::{Affinity, AffinityKey, Pair},
         backends::{Backend, BackendKey},
         conntrack::{Conntrack, ConntrackKey},
         events::Event,
+        filter::{FilterWord, Place},
+        fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
+        work::Work,
     },
     dp::{AffinityEntry, ConntrackEntry, Env, Refused},
     family::Family,
@@ -66,6 +70,8 @@ struct Maps<F: Family> {
     backends: BTreeMap<BackendKey, Backend<F>>,
     conntrack: Lru<ConntrackKey<F>, Conntrack<F>>,
     affinity: Lru<AffinityKey<F>, Affinity>,
+    fragments: Lru<FragmentsKey<F>, Fragments>,
+    direct: BTreeMap<u32, u64>,
     connections: BTreeMap<BackendKey, u64>,
 }
 
@@ -98,6 +104,8 @@ impl<F: Family> FakeEnv<F> {
             backends: BTreeMap::new(),
             conntrack: Lru::new(lru_size),
             affinity: Lru::new(lru_size),
+            fragments: Lru::new(lru_size),
+            direct: BTreeMap::new(),
             connections: BTreeMap::new(),
         };
         Self(Rc::new(State {
@@ -298,6 +306,7 @@ impl<F: Family> ConntrackEntry<F> for ConntrackHandle<F> {
 impl<F: Family> Env<F> for FakeEnv<F> {
     type Conntrack = ConntrackHandle<F>;
     type Affinity = AffinityHandle<F>;
+    type Work<'a> = Box<Work<F>>;
 
     fn now(&self) -> Nanos {
         self.0.now.get()
@@ -311,6 +320,31 @@ impl<F: Family> Env<F> for FakeEnv<F> {
         x ^= x >> 27;
         self.0.random.set(x);
         (x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    }
+
+    /// The bits of all addresses that have frontends.
+    fn work(&self) -> Option<Self::Work<'_>> {
+        let mut work = Box::<Work<F>>::default();
+        bytemuck::bytes_of_mut(&mut *work).fill(0xaa);
+        Some(work)
+    }
+
+    fn service_filter(&self, word: u32) -> FilterWord {
+        let maps = self.0.maps.borrow();
+        let places = maps.frontends.keys().map(|key| Place::of::<F>(&key.addr)).filter(|place| place.word == word);
+        FilterWord { bits: places.fold(0, |bits, place| bits | place.bit) }
+    }
+
+    fn direct_filter(&self, word: u32) -> FilterWord {
+        FilterWord { bits: self.0.maps.borrow().direct.get(&word).copied().unwrap_or_default() }
+    }
+
+    fn mark_direct(&self, place: Place) {
+        *self.0.maps.borrow_mut().direct.entry(place.word).or_default() |= place.bit;
+    }
+
+    fn is_service_address(&self, key: &AddressKey<F>) -> bool {
+        self.0.maps.borrow().frontends.keys().any(|frontend| frontend.addr == key.addr)
     }
 
     fn frontend(&self, key: &FrontendKey<F>) -> Option<Frontend> {
@@ -345,6 +379,16 @@ impl<F: Family> Env<F> for FakeEnv<F> {
     fn conntrack_remove(&self, key: &ConntrackKey<F>) {
         self.count_write();
         self.evict_conntrack(key);
+    }
+
+    fn fragments(&self, key: &FragmentsKey<F>) -> Option<Fragments> {
+        self.0.maps.borrow_mut().fragments.get(key).map(|entry| entry.get())
+    }
+
+    fn note_fragments(&self, key: &FragmentsKey<F>, value: &Fragments) -> Result<(), Refused> {
+        self.count_write();
+        self.0.maps.borrow_mut().fragments.put(key, value);
+        Ok(())
     }
 
     fn affinity(&self, key: &AffinityKey<F>) -> Option<AffinityHandle<F>> {

@@ -3,6 +3,8 @@
 
 mod env;
 mod packet;
+mod programs;
 
 pub use env::{FakeEnv, Faults, Hook};
-pub use packet::{FakePacket, Offload, Segment, Wire, checksum, destination};
+pub use packet::{FakePacket, Offload, Segment, Wire, checksum, destination, source};
+pub use programs::run;

@@ -1,7 +1,7 @@
 //! Packets in plain memory, with their checksum left to hardware or not.
 
 use crate::{
-    dp::{Checksum, Packet, RewriteError, parse::Parse, reject::Reject, rewrite::Rewrite},
+    dp::{Checksum, Packet, RewriteError, icmp::Icmp},
     family::{V4, V6},
     types::Proto,
 };
@@ -18,7 +18,7 @@ pub enum Offload {
 }
 
 /// A family whose packets the tests build.
-pub trait Wire: Parse + Reject + Rewrite {
+pub trait Wire: Icmp {
     /// The address that tests call by an IPv4 one: itself, or that of IPv6 which ends in it.
     fn addr(name: [u8; 4]) -> Self::Addr;
     /// What tests call an address.
@@ -169,12 +169,20 @@ impl Upper {
     }
 }
 
+/// The source of a frame as tests call it, and its port; `None` where it has none.
+pub fn source<F: Wire>(frame: &[u8]) -> Option<([u8; 4], u16)> {
+    end::<F>(frame, if F::VERSION == 4 { 26 } else { 22 }, 0)
+}
+
 /// The destination of a frame as tests call it, and its port; `None` where it has none.
 pub fn destination<F: Wire>(frame: &[u8]) -> Option<([u8; 4], u16)> {
-    let at = if F::VERSION == 4 { 30 } else { 38 };
+    end::<F>(frame, if F::VERSION == 4 { 30 } else { 38 }, 2)
+}
+
+fn end<F: Wire>(frame: &[u8], at: usize, port_at: usize) -> Option<([u8; 4], u16)> {
     let addr = bytemuck::pod_read_unaligned(frame.get(at..at + size_of::<F::Addr>())?);
-    let l4 = Upper::of(frame).at;
-    let port: [u8; 2] = frame.get(l4 + 2..l4 + 4)?.try_into().ok()?;
+    let l4 = Upper::of(frame).at + port_at;
+    let port: [u8; 2] = frame.get(l4..l4 + 2)?.try_into().ok()?;
     (F::addr(F::name(&addr)) == addr).then(|| (F::name(&addr), u16::from_be_bytes(port)))
 }
 
@@ -207,6 +215,7 @@ pub struct FakePacket {
     pub bytes: Vec<u8>,
     offload: Offload,
     complete: u16,
+    note: u32,
     /// After so many writes, one fails.
     pub fail_after: Option<usize>,
     /// A length that differs from that of the bytes, of a packet whose payload is not modelled.
@@ -216,7 +225,7 @@ pub struct FakePacket {
 impl FakePacket {
     /// Any bytes.
     pub fn raw(bytes: Vec<u8>) -> Self {
-        Self { bytes, offload: Offload::None, complete: 0, fail_after: None, said_len: None }
+        Self { bytes, offload: Offload::None, complete: 0, note: 0, fail_after: None, said_len: None }
     }
 
     /// A segment whose checksum is as `offload` says.
@@ -323,6 +332,14 @@ impl Packet for FakePacket {
 
     fn update_checksum_by_port(&mut self, sum: Checksum, from: [u8; 2], to: [u8; 2]) -> Result<(), RewriteError> {
         self.replace(sum, &from, &to, false)
+    }
+
+    fn leave_note(&mut self, note: u32) {
+        self.note = note;
+    }
+
+    fn note(&self) -> u32 {
+        self.note
     }
 
     fn resize(&mut self, len: usize) -> Result<(), RewriteError> {

@@ -5,10 +5,9 @@ use affinity_common::abi::affinity::AffinityKey;
 use affinity_common::abi::backends::{Backend, BackendKey, ELIGIBLE};
 use affinity_common::abi::conntrack::ConntrackKey;
 use affinity_common::abi::frontends::{Frontend, FrontendKey};
-use affinity_common::dp::tc;
 use affinity_common::family::Family;
-use affinity_common::reason::Reason;
-use affinity_common::testing::{FakeEnv, FakePacket, Offload, Segment, Wire, destination};
+use affinity_common::reason::{Program, Reason};
+use affinity_common::testing::{FakeEnv, FakePacket, Offload, Segment, Wire, destination, run};
 use affinity_common::types::{BackendId, Port, Proto, Seconds, ServiceId};
 
 /// An address and a port, in either family: see [`Wire::addr`].
@@ -146,14 +145,14 @@ impl<F: Wire> World<F> {
     /// A packet of a client's goes through ingress; returns why it ended as it did, and what left.
     pub fn ingress(&self, segment: &Segment) -> (Reason, Vec<u8>) {
         let mut packet = FakePacket::new::<F>(segment, Offload::None);
-        let reason = tc::ingress::<F, _, _>(&self.env, &mut packet);
+        let reason = run(&self.env, Program::Ingress, &mut packet);
         (reason, packet.sent())
     }
 
     /// A packet to a client goes through egress.
     pub fn egress(&self, segment: &Segment) -> (Reason, Vec<u8>) {
         let mut packet = FakePacket::new::<F>(segment, Offload::None);
-        let reason = tc::egress::<F, _, _>(&self.env, &mut packet);
+        let reason = run(&self.env, Program::Egress, &mut packet);
         (reason, packet.sent())
     }
 

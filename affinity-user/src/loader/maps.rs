@@ -57,9 +57,12 @@ impl Sizes {
     }
 }
 
-/// The name of a map's size: its own without the family.
+/// The name of a map's size: its own without the family. There are no more addresses than frontends.
 fn setting(spec: &MapSpec) -> &'static str {
-    spec.name.strip_suffix("_v4").or_else(|| spec.name.strip_suffix("_v6")).unwrap_or(spec.name)
+    match spec.name.strip_suffix("_v4").or_else(|| spec.name.strip_suffix("_v6")).unwrap_or(spec.name) {
+        "addresses" => "frontends",
+        name => name,
+    }
 }
 
 /// Where each map is pinned.

@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use affinity_common::abi::{LAYOUT, tail_calls};
+use affinity_common::abi::LAYOUT;
+use affinity_common::abi::tail_calls::Stage;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use serde::{Deserialize, Serialize};
@@ -105,12 +106,10 @@ impl Datapath {
         }
         let mut object = loader.load(OBJECT).map_err(|error| LoadError::load(&error))?;
         maps::claim(&mut object, LAYOUT)?;
+        load_stages(&mut object, options.verifier_log)?;
         for direction in Direction::ALL {
-            program(&mut object, direction)?
-                .load()
-                .map_err(|error| LoadError::verifier(direction.program(), error, options.verifier_log))?;
+            load(&mut object, direction.program(), options.verifier_log)?;
         }
-        load_refuser(&mut object, options.verifier_log)?;
         let links = links_dir(&options.pin_dir);
         fs::create_dir_all(&links).map_err(|source| LoadError::Directory { path: links.clone(), source })?;
         Ok(Self {
@@ -173,25 +172,28 @@ pub fn attached(pin_dir: &Path) -> Vec<Attachment> {
     attach::attached(pin_dir)
 }
 
-/// Loads the program that answers for services without backends, and lets the ingress program find it.
+/// Loads the programs that others hand packets over to, and lets those find them.
 ///
 /// # Errors
-/// Where the verifier refuses it.
-pub fn load_refuser(object: &mut Ebpf, verifier_log: bool) -> Result<(), LoadError> {
-    const NAME: &str = "affinity_refuse";
-    let program: &mut SchedClassifier = object
-        .program_mut(NAME)
-        .ok_or(LoadError::NoProgram(NAME))?
-        .try_into()
-        .map_err(|error| LoadError::verifier(NAME, error, verifier_log))?;
-    program.load().map_err(|error| LoadError::verifier(NAME, error, verifier_log))?;
-    let fd =
-        program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|error| LoadError::verifier(NAME, error, false))?;
-    maps::hand_over(object, tail_calls::REFUSE, &fd)
+/// Where the verifier refuses one.
+pub fn load_stages(object: &mut Ebpf, verifier_log: bool) -> Result<(), LoadError> {
+    for stage in Stage::ALL {
+        let name = stage.program();
+        load(object, name, verifier_log)?;
+        let fd = program(object, name)?
+            .fd()
+            .and_then(|fd| Ok(fd.try_clone()?))
+            .map_err(|error| LoadError::verifier(name, error, false))?;
+        maps::hand_over(object, stage as u32, &fd)?;
+    }
+    Ok(())
 }
 
-pub(crate) fn program(object: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, LoadError> {
-    let name = direction.program();
+fn load(object: &mut Ebpf, name: &'static str, verifier_log: bool) -> Result<(), LoadError> {
+    program(object, name)?.load().map_err(|error| LoadError::verifier(name, error, verifier_log))
+}
+
+pub(crate) fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
     let program = object.program_mut(name).ok_or(LoadError::NoProgram(name))?;
     program.try_into().map_err(|error| LoadError::verifier(name, error, false))
 }

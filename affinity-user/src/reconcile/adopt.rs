@@ -49,6 +49,7 @@ impl<F: PlanFamily> Side<F> {
             pointed_at.insert((value.service, Run { first: value.first_slot, count: value.slot_count }));
         }
         self.frontends = frontends;
+        self.addresses.refresh(&*self.tables.addresses, self.frontends.keys(), differences)?;
 
         if purpose == Purpose::Adopt {
             self.adopt_runs(shared, pointed_at)?;

@@ -5,6 +5,7 @@
 //! anything is taken out. What fails leaves the service port as it was, is named by [`Reconciler::problems`], and is
 //! tried again by [`Reconciler::retry`]. [`Reconciler::audit`] compares everything with the maps.
 
+mod addresses;
 mod adopt;
 mod audit;
 mod counts;
@@ -135,6 +136,7 @@ impl Reconciler {
         let (mut in_use, others) = (v4.ids_in_use(), v6.ids_in_use());
         in_use.service = in_use.service.max(others.service);
         in_use.backend = in_use.backend.max(others.backend);
+        shared.filter.adopt(v4.addresses.places().chain(v6.addresses.places()));
         shared.adopt_ids(in_use, |id| has_frontends(&v4, id) || has_frontends(&v6, id))?;
         tracing::info!(services = shared.ids.services().count(), entries = found.total(), "took over the maps");
         let (plans, withheld, problems) = Default::default();
@@ -175,6 +177,7 @@ impl Reconciler {
         self.synced = true;
         let report = self.bring_about(self.everything());
         self.forget_stray_rows();
+        self.settle_addresses();
         let now = self.shared.now();
         self.v4.sweeper.look_through(now);
         self.v6.sweeper.look_through(now);
@@ -202,6 +205,7 @@ impl Reconciler {
         self.shared.refresh(&mut differences)?;
         self.v4.refresh(&mut self.shared, Purpose::Compare, &mut differences)?;
         self.v6.refresh(&mut self.shared, Purpose::Compare, &mut differences)?;
+        self.shared.filter.adopt(self.v4.addresses.places().chain(self.v6.addresses.places()));
         self.shared.repair_ids(&mut differences)?;
         if !differences.is_empty() {
             tracing::warn!(%differences, "the maps are not as they were written: repairing them");
@@ -211,6 +215,7 @@ impl Reconciler {
         if self.synced {
             self.forget_stray_rows();
         }
+        self.settle_addresses();
         Ok(Audit { differences, report })
     }
 
@@ -383,6 +388,16 @@ impl Reconciler {
         let backends = self.v4.backend_keys().chain(self.v6.backend_keys()).collect();
         if let Err(error) = self.shared.forget_all_but(&backends) {
             tracing::warn!(%error, "names and counters of backends that are gone stay until the next comparison");
+        }
+    }
+
+    /// Brings the addresses and their filter to the frontends that there are.
+    fn settle_addresses(&mut self) {
+        let settled = self.v4.settle_addresses(&mut self.shared, self.synced);
+        let settled = settled.and(self.v6.settle_addresses(&mut self.shared, self.synced));
+        let Shared { filter, tables, counts, .. } = &mut self.shared;
+        if let Err(error) = settled.and(filter.settle(tables, counts)) {
+            tracing::warn!(%error, "what is known of services' addresses is put right by the next comparison");
         }
     }
 }

@@ -15,6 +15,7 @@ use affinity_common::{
 
 use super::{
     Clock, ReconcileError,
+    addresses::Filter,
     audit::Differences,
     counts::Counts,
     ids::Ids,
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     pub ids: Ids,
     pub runs: Runs,
     pub counts: Counts,
+    pub filter: Filter,
     clock: Clock,
     /// What the maps hold.
     services: BTreeMap<ServiceId, ServiceRow>,
@@ -44,6 +46,7 @@ impl Shared {
             ids: Ids::adopt(NextIds::default(), NextIds::default(), BTreeMap::new()),
             runs: Runs::new(tables.slots.capacity()),
             counts: Counts::default(),
+            filter: Filter::default(),
             clock,
             services: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -182,6 +185,7 @@ impl Shared {
 
     /// Reads the maps anew.
     pub fn refresh(&mut self, differences: &mut Differences) -> Result<(), TableError> {
+        self.filter.refresh(&self.tables, differences)?;
         let services = self.tables.services.entries()?.into_iter().collect();
         differences.note(self.tables.services.name(), &self.services, &services);
         self.services = services;

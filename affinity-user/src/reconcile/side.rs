@@ -12,11 +12,11 @@ use affinity_common::{
     types::{BackendId, Port, ServiceId},
 };
 
-use super::{ReconcileError, runs::Run, shared::Shared, sweep::Sweeper};
+use super::{ReconcileError, addresses::Addresses, runs::Run, shared::Shared, sweep::Sweeper};
 use crate::{
     model::{FrontendAddress, ServicePortName},
     plan::{BackendPlan, FamilyPlan, FrontendPlan, PlanFamily, PortPlan},
-    tables::FamilyTables,
+    tables::{FamilyTables, TableError},
 };
 
 /// One address family's maps.
@@ -24,6 +24,7 @@ pub(super) struct Side<F: Family> {
     pub tables: FamilyTables<F>,
     /// What `frontends` holds.
     pub frontends: BTreeMap<FrontendKey<F>, Frontend>,
+    pub addresses: Addresses<F>,
     /// What the maps hold of each service port.
     pub services: BTreeMap<ServiceId, Holding<F>>,
     /// How many entries `backends` has.
@@ -132,6 +133,7 @@ impl<F: PlanFamily> Side<F> {
         Self {
             tables,
             frontends: BTreeMap::new(),
+            addresses: Addresses::default(),
             services: BTreeMap::new(),
             backends: 0,
             claims: HashMap::new(),
@@ -146,6 +148,12 @@ impl<F: PlanFamily> Side<F> {
                 self.claims.remove(&key);
             }
         }
+    }
+
+    /// Brings the addresses to the frontends that there are. `synced`: whether those that have none may go.
+    pub fn settle_addresses(&mut self, shared: &mut Shared, synced: bool) -> Result<(), TableError> {
+        self.addresses.add_missing(&mut self.tables.addresses, shared, self.frontends.keys())?;
+        if synced { self.addresses.take_unused_out(&mut self.tables.addresses, shared) } else { Ok(()) }
     }
 
     /// Whether the maps hold nothing of a service port.
@@ -173,6 +181,9 @@ impl<F: PlanFamily> Side<F> {
     /// The order is that frontends which go are taken out, backends are put in, frontends are updated, and backends
     /// are taken out. Each step is done for a service port only if the ones before have succeeded for it.
     pub fn run(&mut self, shared: &mut Shared, jobs: &[Job<'_>], synced: bool) -> Vec<Outcome> {
+        if synced && let Err(error) = self.addresses.take_unused_out(&mut self.tables.addresses, shared) {
+            tracing::warn!(%error, "an address without services stays until the next attempt");
+        }
         let mut works: Vec<_> = jobs.iter().map(|job| self.begin(job, synced)).collect();
         for work in works.iter_mut().filter(|work| work.is_going_well()) {
             let result = self.take_frontends_out(shared, work, false);

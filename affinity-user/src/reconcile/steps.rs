@@ -49,6 +49,7 @@ impl<F: PlanFamily> Side<F> {
             shared.counts.take(&mut self.tables.frontends, &key)?;
             self.frontends.remove(&key);
             holding.frontends.remove(&key);
+            self.addresses.leave(&mut self.tables.addresses, shared, key.addr)?;
         }
         Ok(())
     }
@@ -162,7 +163,7 @@ impl<F: PlanFamily> Side<F> {
             if self.frontends.get(key) == Some(&value) {
                 continue;
             }
-            if let Err(error) = shared.counts.put(&mut self.tables.frontends, key, &value) {
+            if let Err(error) = self.put_frontend(shared, key, &value) {
                 result = result.and(Err(error.into()));
                 continue;
             }
@@ -174,6 +175,24 @@ impl<F: PlanFamily> Side<F> {
             self.services.entry(service).or_default().frontends.insert(*key);
         }
         result
+    }
+
+    /// Writes a frontend; a new one's address first.
+    fn put_frontend(&mut self, shared: &mut Shared, key: &FrontendKey<F>, value: &Frontend) -> Result<(), TableError> {
+        let is_new = !self.frontends.contains_key(key);
+        if is_new {
+            let capacity = self.tables.frontends.capacity();
+            if self.frontends.len() >= capacity {
+                return Err(TableError::Full { map: self.tables.frontends.name().to_owned(), capacity });
+            }
+            self.addresses.arrive(&mut self.tables.addresses, shared, key.addr)?;
+        }
+        let put = shared.counts.put(&mut self.tables.frontends, key, value);
+        if is_new && put.is_err() {
+            // It stays known to be unused, where it can't be taken out.
+            let _ = self.addresses.leave(&mut self.tables.addresses, shared, key.addr);
+        }
+        put
     }
 
     /// Takes out the backends that the plan has not, marks those that are no longer eligible, and frees the slots that no

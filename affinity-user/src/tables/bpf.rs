@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use affinity_common::abi::{
-    self, MapSpec, affinity, backend_names, backend_stats, backends, config, conntrack, counters, frontends, ids,
-    services, slots,
+    self, MapSpec, addresses, affinity, backend_names, backend_stats, backends, config, conntrack, counters, filter,
+    frontends, ids, services, slots,
 };
 use affinity_common::family::Family;
 use aya::{
@@ -65,6 +65,8 @@ fn open(mut source: impl FnMut(&MapSpec) -> Result<Map, OpenError>) -> Result<Ta
         v4: family(&mut source)?,
         v6: family(&mut source)?,
         shared: SharedTables {
+            service_filter: Box::new(BpfArray::open(&filter::SERVICES, &mut source)?),
+            direct_filter: Box::new(BpfArray::open(&filter::DIRECT, &mut source)?),
             slots: Box::new(BpfArray::open(&slots::SPEC, &mut source)?),
             services: Box::new(BpfHash::open(&services::SPEC, &mut source)?),
             backend_names: Box::new(BpfHash::open(&backend_names::SPEC, &mut source)?),
@@ -81,6 +83,7 @@ fn family<F: Family>(
 ) -> Result<FamilyTables<F>, OpenError> {
     Ok(FamilyTables {
         frontends: Box::new(BpfHash::open(&frontends::spec::<F>(), &mut *source)?),
+        addresses: Box::new(BpfHash::open(&addresses::spec::<F>(), &mut *source)?),
         backends: Box::new(BpfHash::open(&backends::spec::<F>(), &mut *source)?),
         affinity: Box::new(BpfHash::open(&affinity::spec::<F>(), &mut *source)?),
         conntrack: Box::new(BpfHash::open(&conntrack::spec::<F>(), &mut *source)?),

@@ -6,6 +6,7 @@ use std::{fmt::Display, net::SocketAddr};
 
 use affinity_common::{
     abi::{
+        addresses::{Address, AddressKey},
         affinity::{Affinity, AffinityKey},
         backend_names::BackendName,
         backend_stats::BackendStats,
@@ -13,6 +14,7 @@ use affinity_common::{
         config::Config,
         conntrack::{Conntrack, ConntrackKey, FORWARD},
         counters::Counter,
+        filter::FilterWord,
         frontends::{Frontend, FrontendKey},
         ids::NextIds,
         services::ServicePortName,
@@ -35,6 +37,7 @@ pub fn dump(tables: &Tables) -> Result<Vec<String>, TableError> {
 /// The lines of a family's maps.
 pub fn family<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<String>, TableError> {
     let mut lines = table(&*tables.frontends)?;
+    lines.extend(table(&*tables.addresses)?);
     lines.extend(table(&*tables.backends)?);
     lines.extend(table(&*tables.affinity)?);
     lines.extend(table(&*tables.conntrack)?);
@@ -43,7 +46,9 @@ pub fn family<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<String>, TableE
 
 /// The lines of the maps that the families share.
 pub fn shared(tables: &SharedTables) -> Result<Vec<String>, TableError> {
-    let mut lines = table(&*tables.slots)?;
+    let mut lines = table(&*tables.service_filter)?;
+    lines.extend(table(&*tables.direct_filter)?);
+    lines.extend(table(&*tables.slots)?);
     lines.extend(table(&*tables.services)?);
     lines.extend(table(&*tables.backend_names)?);
     lines.extend(table(&*tables.backend_stats)?);
@@ -126,6 +131,26 @@ impl<F: Family> Key for ConntrackKey<F> {
     }
 }
 
+impl<F: Family> Key for AddressKey<F> {
+    fn text(&self) -> String {
+        F::to_ip(&self.addr).to_string()
+    }
+}
+
+impl Value for Address {
+    fn text(&self) -> String {
+        "service".to_owned()
+    }
+}
+
+impl Value for FilterWord {
+    const IN_ARRAY: bool = true;
+
+    fn text(&self) -> String {
+        format!("bits={:016x}", self.bits)
+    }
+}
+
 impl Value for Frontend {
     fn text(&self) -> String {
         let Self { service, seed, first_slot, slot_count, timeout, scope } = self;
@@ -148,9 +173,9 @@ impl Value for Affinity {
 
 impl<F: Family> Value for Conntrack<F> {
     fn text(&self) -> String {
-        let Self { packets, service, backend, last_seen, due, port, seen, addr, .. } = self;
+        let Self { packets, service, backend, last_seen, due, port, client_port, seen, addr, .. } = self;
         format!(
-            "to={} service={service} backend={backend} packets={packets} seen={seen} last_seen={} due={}",
+            "to={} client_port={client_port} service={service} backend={backend} packets={packets} seen={seen} last_seen={} due={}",
             socket::<F>(addr, *port),
             last_seen.at,
             due.at
@@ -240,7 +265,7 @@ mod tests {
             dump(&tables).unwrap(),
             [
                 "frontends_v4 10.96.0.1:80/TCP service=7 seed=00000abc slots=3+251 timeout=10800 scope=0",
-                "conntrack_v4 10.0.0.2:2->10.0.0.1:1/UDP to=0.0.0.0:80 service=0 backend=0 packets=0 seen=0 \
+                "conntrack_v4 10.0.0.2:2->10.0.0.1:1/UDP to=0.0.0.0:80 client_port=0 service=0 backend=0 packets=0 seen=0 \
                  last_seen=0 due=0",
                 "backends_v6 7/9 addr=[fd00::9]:8080 eligible=1",
                 "slots 5 backend=9",

@@ -8,6 +8,7 @@ use std::{
 use affinity_common::{
     abi::{
         self,
+        addresses::{Address, AddressKey},
         affinity::{Affinity, AffinityKey},
         backend_names::BackendName,
         backend_stats::BackendStats,
@@ -15,6 +16,7 @@ use affinity_common::{
         config::Config,
         conntrack::{Conntrack, ConntrackKey},
         counters::Counter,
+        filter::{self, FilterWord},
         frontends::{Frontend, FrontendKey},
         ids::NextIds,
         services::ServicePortName,
@@ -143,7 +145,7 @@ impl<V: Default + Copy + Send> Table<u32, V> for MemoryArray<V> {
 /// How many entries the tables have room for.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Frontends of a family.
+    /// Frontends of a family, and as many addresses.
     pub frontends: usize,
     /// Backends of a family; twice as many names and counters.
     pub backends: usize,
@@ -176,6 +178,8 @@ impl Default for Sizes {
 pub struct MemoryFamily<F: Family> {
     /// `frontends_*`
     pub frontends: MemoryTable<FrontendKey<F>, Frontend>,
+    /// `addresses_*`
+    pub addresses: MemoryTable<AddressKey<F>, Address>,
     /// `backends_*`
     pub backends: MemoryTable<BackendKey, Backend<F>>,
     /// `affinity_*`
@@ -189,6 +193,7 @@ impl<F: Family> MemoryFamily<F> {
         let name = |map: &str| format!("{map}_{}", F::NAME);
         Self {
             frontends: MemoryTable::new(&name("frontends"), sizes.frontends),
+            addresses: MemoryTable::new(&name("addresses"), sizes.frontends),
             backends: MemoryTable::new(&name("backends"), sizes.backends),
             affinity: MemoryTable::new(&name("affinity"), sizes.affinity),
             conntrack: MemoryTable::new(&name("conntrack"), sizes.conntrack),
@@ -199,6 +204,7 @@ impl<F: Family> MemoryFamily<F> {
     fn wrapped(&self, wrapper: &impl Wrapper) -> FamilyTables<F> {
         FamilyTables {
             frontends: wrapper.wrap(self.frontends.clone()),
+            addresses: wrapper.wrap(self.addresses.clone()),
             backends: wrapper.wrap(self.backends.clone()),
             affinity: wrapper.wrap(self.affinity.clone()),
             conntrack: wrapper.wrap(self.conntrack.clone()),
@@ -213,6 +219,10 @@ pub struct MemoryTables {
     pub v4: MemoryFamily<V4>,
     /// IPv6's.
     pub v6: MemoryFamily<V6>,
+    /// `service_filter`
+    pub service_filter: MemoryArray<FilterWord>,
+    /// `direct_filter`
+    pub direct_filter: MemoryArray<FilterWord>,
     /// `slots`
     pub slots: MemoryArray<Slot>,
     /// `services`
@@ -241,6 +251,8 @@ impl MemoryTables {
         Self {
             v4: MemoryFamily::new(sizes),
             v6: MemoryFamily::new(sizes),
+            service_filter: MemoryArray::new(filter::SERVICES.name, filter::SIZE),
+            direct_filter: MemoryArray::new(filter::DIRECT.name, filter::SIZE),
             slots: MemoryArray::new("slots", sizes.slots),
             services: MemoryTable::new("services", sizes.services),
             backend_names: MemoryTable::new("backend_names", 2 * sizes.backends),
@@ -262,6 +274,8 @@ impl MemoryTables {
             v4: self.v4.wrapped(wrapper),
             v6: self.v6.wrapped(wrapper),
             shared: SharedTables {
+                service_filter: wrapper.wrap(self.service_filter.clone()),
+                direct_filter: wrapper.wrap(self.direct_filter.clone()),
                 slots: wrapper.wrap(self.slots.clone()),
                 services: wrapper.wrap(self.services.clone()),
                 backend_names: wrapper.wrap(self.backend_names.clone()),

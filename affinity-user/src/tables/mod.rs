@@ -14,6 +14,7 @@ pub mod names;
 
 use affinity_common::{
     abi::{
+        addresses::{Address, AddressKey},
         affinity::{Affinity, AffinityKey},
         backend_names::BackendName,
         backend_stats::BackendStats,
@@ -21,6 +22,7 @@ use affinity_common::{
         config::Config,
         conntrack::{Conntrack, ConntrackKey},
         counters::Counter,
+        filter::FilterWord,
         frontends::{Frontend, FrontendKey},
         ids::NextIds,
         services::ServicePortName,
@@ -90,6 +92,8 @@ pub const ONLY: u32 = 0;
 pub struct FamilyTables<F: Family> {
     /// `frontends_*`
     pub frontends: BoxTable<FrontendKey<F>, Frontend>,
+    /// `addresses_*`
+    pub addresses: BoxTable<AddressKey<F>, Address>,
     /// `backends_*`
     pub backends: BoxTable<BackendKey, Backend<F>>,
     /// `affinity_*`
@@ -100,6 +104,10 @@ pub struct FamilyTables<F: Family> {
 
 /// The maps that the families share.
 pub struct SharedTables {
+    /// `service_filter`
+    pub service_filter: BoxTable<u32, FilterWord>,
+    /// `direct_filter`
+    pub direct_filter: BoxTable<u32, FilterWord>,
     /// `slots`
     pub slots: BoxTable<u32, Slot>,
     /// `services`

@@ -34,7 +34,7 @@ pub fn counters(snapshot: &Snapshot, all: bool) -> Vec<CounterRow> {
             verdict: match reason.verdict() {
                 Verdict::Pass => "pass",
                 Verdict::Drop => "drop",
-                Verdict::Reject => "reject",
+                Verdict::SendBack => "send-back",
             },
             packets: counter.packets,
             bytes: counter.bytes,

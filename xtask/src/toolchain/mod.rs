@@ -116,6 +116,10 @@ impl Toolchain {
             "-Clink-arg=--btf".to_owned(),
             // Linux 6.1 refuses a loop whose end falls through to its start, and the layout is the compiler's.
             "-Clink-arg=--unroll-loops".to_owned(),
+            // A program that hands over to others may call functions of its own only from 256 bytes of stack.
+            "-Clink-arg=--llvm-args=-inline-threshold=100000".to_owned(),
+            // Otherwise LLVM 22 comes to an end at a copy between places aligned to 16 bytes.
+            "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
             // Atomics that return what was there came with v3 (kernel 5.12).
             "-Ctarget-cpu=v3".to_owned(),
             format!("-Clinker={}", self.linker.display()),

@@ -15,7 +15,7 @@ const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0xaff);
 
 pub(super) fn attach(object: &mut Ebpf, target: &Target<'_>, direction: Direction) -> Result<(), LoadError> {
-    let program = program(object, direction)?;
+    let program = program(object, direction.program())?;
     // It may be there; if it can't be made, the filter can't either, and says why.
     let _ = qdisc_add_clsact(target.name);
     let attached = replace(program, target, direction).or_else(|| {

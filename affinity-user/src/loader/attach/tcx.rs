@@ -36,7 +36,7 @@ pub(super) fn attach(
     direction: Direction,
 ) -> Result<(), LoadError> {
     let path = Pin::path(links, target.ifindex, direction);
-    let program = program(object, direction)?;
+    let program = program(object, direction.program())?;
     if path.exists() {
         if adopt(program, &path, target, direction) {
             return Ok(());

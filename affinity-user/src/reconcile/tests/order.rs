@@ -11,11 +11,33 @@ fn a_service_is_written_from_the_back_to_the_front() {
     world.apply([service(1, [1])]);
     assert_eq!(
         world.written(),
-        ["ids", "services", "ids", "backend_stats", "backend_names", "backends_v4", "slots", "frontends_v4"]
+        [
+            "ids",
+            "services",
+            "ids",
+            "backend_stats",
+            "backend_names",
+            "backends_v4",
+            "slots",
+            "service_filter",
+            "addresses_v4",
+            "frontends_v4"
+        ]
     );
     world.reconciler.synced();
     world.delete("s1");
-    assert_eq!(world.written(), ["-frontends_v4", "-backends_v4", "-backend_stats", "-backend_names", "-services"]);
+    assert_eq!(
+        world.written(),
+        [
+            "-frontends_v4",
+            "-addresses_v4",
+            "service_filter",
+            "-backends_v4",
+            "-backend_stats",
+            "-backend_names",
+            "-services"
+        ]
+    );
 }
 
 #[test]

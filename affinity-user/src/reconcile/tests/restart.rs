@@ -2,9 +2,12 @@
 
 use affinity_common::{
     abi::{
+        addresses::{Address, AddressKey},
         backends::{Backend, BackendKey},
+        filter::{FilterWord, Place},
         frontends::Frontend,
     },
+    family::V4,
     types::{BackendId, ServiceId},
 };
 
@@ -147,4 +150,37 @@ fn what_is_not_understood_is_taken_out_after_the_sync() {
     fresh.apply([service(1, [1, 2]).sticky(10)]);
     assert_eq!(world.meaning(), fresh.meaning());
     assert_eq!((world.service_id("s1").id, world.problems().len()), (61, 0));
+}
+
+#[test]
+fn addresses_and_their_filter_are_put_right() {
+    let mut world = World::unwatched(&SIZES);
+    world.apply([service(1, [1]), service(2, [1]).dual()]);
+    world.reconciler.synced();
+    let before = exactly(&world);
+    let known = AddressKey { addr: frontend(1).addr };
+    let place = Place::of::<V4>(&known.addr);
+
+    // Taken out behind the daemon's back; and an address, and a bit, that nobody wants.
+    let (mut addresses, mut filter) = (world.memory.v4.addresses.clone(), world.memory.service_filter.clone());
+    addresses.remove(&known).unwrap();
+    addresses.insert(&AddressKey { addr: [9, 9, 9, 9] }, &Address::default()).unwrap();
+    filter.insert(&place.word, &FilterWord::default()).unwrap();
+    filter.insert(&(place.word ^ 1), &FilterWord { bits: 4 }).unwrap();
+    let audit = world.reconciler.audit().unwrap();
+    assert_eq!(audit.differences.total(), 4, "{}", audit.differences);
+    assert_eq!(exactly(&world), before);
+    assert!(world.reconciler.audit().unwrap().differences.is_empty());
+
+    // A daemon that finds them so when it starts.
+    addresses.remove(&known).unwrap();
+    filter.insert(&place.word, &FilterWord::default()).unwrap();
+    world.restart();
+    world.apply([service(1, [1]), service(2, [1]).dual()]);
+    world.reconciler.synced();
+    assert_eq!(exactly(&world), before);
+    world.delete("s1");
+    world.delete("s2");
+    assert!(addresses.is_empty().unwrap());
+    assert!(filter.entries().unwrap().iter().all(|(_, word)| word.bits == 0));
 }

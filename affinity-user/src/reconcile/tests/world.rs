@@ -9,7 +9,7 @@ use std::{
 };
 
 use affinity_common::{
-    abi::{backends::BackendKey, frontends::FrontendKey},
+    abi::{addresses::AddressKey, backends::BackendKey, filter::Place, frontends::FrontendKey},
     family::{Family, V4, V6},
     types::{Port, Proto, Seconds, ServiceId},
 };
@@ -126,6 +126,9 @@ impl World {
         meaning_of(&self.memory, &self.memory.v4, &names, &mut lines);
         meaning_of(&self.memory, &self.memory.v6, &names, &mut lines);
         let count = |what: &str, count: usize| format!("{what} {count}");
+        let words = self.memory.service_filter.entries().unwrap();
+        let bits = words.iter().map(|(_, word)| word.bits.count_ones() as usize).sum();
+        lines.push(count("filter", bits));
         lines.push(count("names", self.memory.backend_names.len().unwrap()));
         lines.push(count("counters", self.memory.backend_stats.len().unwrap()));
         lines.sort();
@@ -164,6 +167,9 @@ fn meaning_of<F: Family>(
             backends.join(" ")
         ));
     }
+    for key in family.addresses.keys().unwrap() {
+        lines.push(format!("address {}", F::to_ip(&key.addr)));
+    }
     for (key, row) in family.backends.entries().unwrap() {
         let pod = memory.backend_names.get(&key).unwrap();
         let counted = memory.backend_stats.get(&key).unwrap().is_some();
@@ -177,7 +183,7 @@ fn meaning_of<F: Family>(
     }
 }
 
-/// Watches every write: no frontend ever points at a slot that names no backend that takes new sessions, and no slot is written that a frontend
+/// Watches every write: each frontend's address is known, and has its bit in the filter; no frontend ever points at a slot that names no backend that takes new sessions, and no slot is written that a frontend
 /// points at, or has pointed at within the last second.
 fn watch(memory: &MemoryTables, faults: &Faults, clock: &Arc<Mutex<Instant>>, log: &Arc<Mutex<Vec<String>>>) {
     let (memory, clock, log) = (memory.clone(), clock.clone(), log.clone());
@@ -195,7 +201,7 @@ fn watch(memory: &MemoryTables, faults: &Faults, clock: &Arc<Mutex<Instant>>, lo
             let slot = *key.downcast_ref::<u32>().unwrap();
             let used = pointed_at.iter().find(|((first, end), at)| (*first..*end).contains(&slot) && **at + REST > now);
             assert_eq!(used, None, "slot {slot} is written while a packet may be led there");
-        } else if map.starts_with("frontends") || map.starts_with("backends") {
+        } else {
             check_family(&memory, &memory.v4, now, &mut pointed_at);
             check_family(&memory, &memory.v6, now, &mut pointed_at);
         }
@@ -209,9 +215,15 @@ fn check_family<F: Family>(
     now: Instant,
     pointed_at: &mut BTreeMap<(u32, u32), Instant>,
 ) {
+    for key in family.addresses.keys().unwrap() {
+        let place = Place::of::<F>(&key.addr);
+        assert!(place.is_in(memory.service_filter.get(&place.word).unwrap().unwrap()), "{key:?} has no bit");
+    }
     let rows = family.backends.entries().unwrap();
     let eligible: BTreeSet<_> = rows.into_iter().filter(|(_, row)| row.is_eligible()).map(|(key, _)| key).collect();
     for (key, value) in family.frontends.entries().unwrap() {
+        let address = AddressKey { addr: key.addr };
+        assert!(family.addresses.get(&address).unwrap().is_some(), "{key:?} has an address that is not known");
         let run = (value.first_slot, value.first_slot + value.slot_count);
         if value.slot_count > 0 {
             pointed_at.insert(run, now);

@@ -3,17 +3,20 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
+use affinity_common::abi::addresses::{self, Address, AddressKey};
 use affinity_common::abi::affinity::{self, Affinity, AffinityKey};
 use affinity_common::abi::backend_stats::{self, BackendStats};
 use affinity_common::abi::backends::{self, Backend, BackendKey, ELIGIBLE};
 use affinity_common::abi::conntrack::{self, Conntrack, ConntrackKey};
 use affinity_common::abi::counters::{self, Counter};
+use affinity_common::abi::filter::{self, FilterWord, Place};
 use affinity_common::abi::frontends::{self, Frontend, FrontendKey};
 use affinity_common::abi::slots::{self, Slot};
 use affinity_common::family::V4;
 use affinity_common::reason::{Program, Reason};
 use affinity_common::types::{BackendId, Port, Proto, Seconds, ServiceId};
 use affinity_tests::programs::{PASS, Plain};
+use affinity_user::loader::load_stages;
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _};
@@ -121,6 +124,7 @@ impl Node {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("loading {name}"))?;
         }
+        load_stages(&mut ebpf, false)?;
         let mut node = Self { ebpf, others };
         for id in 0..services {
             let kind = Kind::MEASURED.get(id as usize);
@@ -149,7 +153,15 @@ impl Node {
             slots.set(slot, Plain(Slot { backend: *backend }), 0)?;
         }
         let to = frontend(id);
-        let key = FrontendKey::<V4>::new(to.ip().octets(), Port::new(to.port()), kind.proto());
+        let addr = to.ip().octets();
+        let place = Place::of::<V4>(&addr);
+        let mut words: Array<_, Plain<FilterWord>> =
+            Array::try_from(self.ebpf.map_mut(filter::SERVICES.name).context("no filter")?)?;
+        let Plain(word) = words.get(&place.word, 0)?;
+        words.set(place.word, Plain(FilterWord { bits: word.bits | place.bit }), 0)?;
+        let address = AddressKey::<V4> { addr };
+        self.hash::<_, Address>(addresses::spec::<V4>().name)?.insert(Plain(address), Plain(Address::default()), 0)?;
+        let key = FrontendKey::<V4>::new(addr, Port::new(to.port()), kind.proto());
         let seed = id.wrapping_mul(0x9e37_79b9);
         let value = Frontend { service, seed, first_slot, slot_count, timeout: kind.timeout(), scope: 0 };
         self.hash::<_, Frontend>(frontends::spec::<V4>().name)?.insert(Plain(key), Plain(value), 0)?;

@@ -1,0 +1,132 @@
+//! Fragments: the first one of a packet has its ports, and they are noted; the others follow it, in whatever order they
+//! come behind it. One that comes before it can't be told where to go.
+
+use super::{
+    ConntrackEntry, Env, Packet, address,
+    parse::{self, Headers, NoPorts, Parse, Part, Payload},
+    reject::turn_back,
+    rewrite::{End, Rewrite},
+    step::{self, Step},
+};
+use crate::{
+    abi::{
+        conntrack::ConntrackKey,
+        fragments::{Fragments, FragmentsKey, LIFETIME},
+        tail_calls::Stage,
+    },
+    family::Family,
+    reason::Reason,
+    types::Proto,
+};
+
+/// A fragment from a client.
+#[inline(always)]
+pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
+    let mut headers = Headers::default();
+    let payload = match read::<F, P>(packet, &mut headers) {
+        Ok(payload) => payload,
+        Err(reason) => return Step::Ends(reason),
+    };
+    env.in_memory(&headers);
+    let looks = address::looks(env, &headers.dst);
+    if !looks.like_service && !looks.like_direct {
+        return Step::Ends(Reason::Fragment);
+    }
+    if payload.part.offset == 0 {
+        return match note_first(env, packet, &mut headers, payload) {
+            Ok(_) => step::hand_over(packet, Stage::Request),
+            Err(reason) => Step::Ends(reason),
+        };
+    }
+    let Headers { src, dst, proto, .. } = headers;
+    let to = noted(env, &headers, payload.part).and_then(|noted| {
+        let entry = env.conntrack(&ConntrackKey::forward(src, noted.src_port, dst, noted.dst_port, proto))?;
+        entry.count_packet();
+        entry.set_last_seen(env.now().ticks());
+        Some(entry.load().addr)
+    });
+    let Some(to) = to else {
+        let is_lost = address::is_service(env, &dst);
+        return Step::Ends(if is_lost { Reason::FragmentAlone } else { Reason::Fragment });
+    };
+    let mut done = F::write_address(packet, headers.l3, End::Destination, &dst, &to);
+    let is_hairpin = to == src;
+    if is_hairpin {
+        done = done
+            .and_then(|()| F::write_address(packet, headers.l3, End::Source, &src, &dst))
+            .and_then(|()| turn_back(packet));
+    }
+    Step::Ends(match done {
+        Ok(()) if is_hairpin => Reason::Hairpin,
+        Ok(()) => Reason::Established,
+        Err(_) => Reason::RewriteFailed,
+    })
+}
+
+/// A fragment to a client.
+#[inline(always)]
+pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
+    let mut headers = Headers::default();
+    let payload = match read::<F, P>(packet, &mut headers) {
+        Ok(payload) => payload,
+        Err(reason) => return Step::Ends(reason),
+    };
+    env.in_memory(&headers);
+    let Headers { src, dst, proto, .. } = headers;
+    let ports = if payload.part.offset == 0 {
+        note_first(env, packet, &mut headers, payload).ok()
+    } else {
+        noted(env, &headers, payload.part)
+    };
+    let from = ports.and_then(|ports| {
+        let entry = env.conntrack(&ConntrackKey::reverse(dst, ports.dst_port, src, ports.src_port, proto))?;
+        Some(entry.load().addr)
+    });
+    let Some(from) = from else { return Step::Ends(Reason::Fragment) };
+    if payload.part.offset == 0 {
+        return step::hand_over(packet, Stage::Reply);
+    }
+    Step::Ends(match F::write_address(packet, headers.l3, End::Source, &src, &from) {
+        Ok(()) => Reason::Reply,
+        Err(_) => Reason::RewriteFailed,
+    })
+}
+
+/// What a fragment says of itself.
+#[inline(always)]
+fn read<F: Parse, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<Payload, Reason> {
+    match F::network(packet, headers, true) {
+        Ok(payload) if headers.proto == Proto::TCP || headers.proto == Proto::UDP => Ok(payload),
+        Err(NoPorts::Ends(reason)) => Err(reason),
+        _ => Err(Reason::Fragment),
+    }
+}
+
+#[inline(always)]
+fn key<F: Family>(headers: &Headers<F>, part: Part) -> FragmentsKey<F> {
+    FragmentsKey { src: headers.src, dst: headers.dst, id: part.id, proto: headers.proto, zero: [0; 3] }
+}
+
+/// Notes the ports of a packet by its first fragment.
+#[inline(always)]
+fn note_first<F: Family, E: Env<F>, P: Packet>(
+    env: &E,
+    packet: &P,
+    headers: &mut Headers<F>,
+    payload: Payload,
+) -> Result<Fragments, Reason> {
+    parse::first_part(packet, headers, payload.len)?;
+    let ports = Fragments { src_port: headers.src_port, dst_port: headers.dst_port, at: env.now().ticks() };
+    if payload.part.more {
+        // Where the map refuses, the others are lost, as on any way.
+        let _ = env.note_fragments(&key(headers, payload.part), &ports);
+    }
+    Ok(ports)
+}
+
+/// What was noted of a packet, if that was not long ago: its identification may be another one's by now.
+#[inline(always)]
+fn noted<F: Family, E: Env<F>>(env: &E, headers: &Headers<F>, part: Part) -> Option<Fragments> {
+    let noted = env.fragments(&key(headers, part))?;
+    (noted.at.until(env.now().ticks()) < LIFETIME.ticks()).then_some(noted)
+}

@@ -1,0 +1,40 @@
+//! What a program does with a packet when it is done with it.
+
+use super::Packet;
+use crate::{abi::tail_calls::Stage, reason::Reason};
+
+/// The last step of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The packet has its verdict.
+    Ends(Reason),
+    /// Another program goes on with it.
+    HandsOver(Stage),
+}
+
+impl From<Reason> for Step {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self::Ends(reason)
+    }
+}
+
+/// Hands a packet over to another program.
+#[inline(always)]
+pub fn hand_over<P: Packet>(packet: &mut P, stage: Stage) -> Step {
+    packet.leave_note(0);
+    Step::HandsOver(stage)
+}
+
+/// Hands a packet over to another program, and tells it the reason: see [`is_for`].
+#[inline(always)]
+pub fn hand_over_for<P: Packet>(packet: &mut P, stage: Stage, reason: Reason) -> Step {
+    packet.leave_note(reason as u32 + 1);
+    Step::HandsOver(stage)
+}
+
+/// Whether a packet was handed over for this reason.
+#[inline(always)]
+pub fn is_for<P: Packet>(packet: &P, reason: Reason) -> bool {
+    packet.note() == reason as u32 + 1
+}

@@ -1,0 +1,30 @@
+//! The datapath's programs, which hand packets over to one another.
+
+use super::{FakeEnv, FakePacket, Wire};
+use crate::{
+    dp::{step::Step, tc},
+    reason::{Program, Reason},
+};
+
+/// Runs a program, and those that it hands the packet over to.
+///
+/// # Panics
+/// Where they hand it round in a ring.
+pub fn run<F: Wire>(env: &FakeEnv<F>, program: Program, packet: &mut FakePacket) -> Reason {
+    /// No packet needs more: a fragment, a packet whose both ends are translated, one that is refused.
+    const MOST: usize = 3;
+    let mut step = match program {
+        Program::Ingress => tc::ingress(env, packet),
+        Program::Egress => tc::egress(env, packet),
+    };
+    for _ in 0..MOST {
+        match step {
+            Step::Ends(reason) => return reason,
+            Step::HandsOver(stage) => step = tc::go_on(env, packet, stage),
+        }
+    }
+    match step {
+        Step::Ends(reason) => reason,
+        Step::HandsOver(stage) => panic!("handed over to {stage:?} after {MOST} others"),
+    }
+}
