@@ -8,17 +8,36 @@ pub enum Program {
     Ingress,
     /// TC egress of a client's interface: packets to the client.
     Egress,
+    /// A socket that connects.
+    Connect,
+    /// An unconnected UDP socket that sends.
+    Sendmsg,
+    /// A UDP socket that asks who has sent to it.
+    Recvmsg,
+    /// A socket that asks whom it is connected to.
+    Getpeername,
+    /// A socket that is closed.
+    Release,
 }
 
 impl Program {
     /// Every program, in the order of its number.
-    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+    pub const ALL: [Self; 7] =
+        [Self::Ingress, Self::Egress, Self::Connect, Self::Sendmsg, Self::Recvmsg, Self::Getpeername, Self::Release];
+
+    /// Those that see packets.
+    pub const TC: [Self; 2] = [Self::Ingress, Self::Egress];
 
     /// The name in counters and in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
+            Self::Connect => "connect",
+            Self::Sendmsg => "sendmsg",
+            Self::Recvmsg => "recvmsg",
+            Self::Getpeername => "getpeername",
+            Self::Release => "release",
         }
     }
 }
@@ -117,6 +136,14 @@ reasons! {
     /// A fragment that came before the first one of its datagram, or after the connection's end: there is no telling where
     /// it is to go.
     FragmentAlone = "fragment-alone",
+    /// A socket of a namespace whose address is not known (yet): its packets go by TC.
+    UnknownClient = "unknown-client",
+    /// A socket of a namespace that is left to TC: it has several addresses, or is not to be served by sockets.
+    LeftToTc = "left-to-tc",
+    /// The map of sockets refused the entry: the socket's packets go by TC.
+    SocketRefused = "socket-refused",
+    /// A socket that was connected to a service is closed.
+    Closed = "closed",
 }
 
 impl Reason {
@@ -141,7 +168,11 @@ impl Reason {
             | Self::AffinityRefused
             | Self::Rebuilt
             | Self::Direct
-            | Self::IcmpError => Verdict::Pass,
+            | Self::IcmpError
+            | Self::UnknownClient
+            | Self::LeftToTc
+            | Self::SocketRefused
+            | Self::Closed => Verdict::Pass,
             Self::NoBackend | Self::NoSuchPort | Self::Hairpin => Verdict::SendBack,
             Self::NoBackendDropped
             | Self::NoSuchPortDropped

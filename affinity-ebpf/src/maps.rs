@@ -15,8 +15,10 @@ use affinity_common::{
         fragments::{self, Fragments, FragmentsKey},
         frontends::{self, Frontend, FrontendKey},
         ids::NextIds,
+        netns::{self, NetnsClient, NetnsKey},
         services::{self, ServicePortName},
         slots::{self, Slot},
+        sockets::{self, Socket, SocketKey},
         tail_calls,
         work::Work,
     },
@@ -43,13 +45,19 @@ pub trait Maps: Family {
     fn fragments() -> &'static LruHashMap<FragmentsKey<Self>, Fragments, { fragments::DEFAULT_SIZE }>;
     /// What a CPU has in hand.
     fn work() -> &'static PerCpuArray<Work<Self>, 1>;
+    /// Its network namespaces.
+    #[expect(dead_code, reason = "of user space alone so far")]
+    fn netns() -> &'static LruHashMap<NetnsKey, NetnsClient<Self>, { netns::DEFAULT_SIZE }>;
+    /// Its sockets.
+    #[expect(dead_code, reason = "of user space alone so far")]
+    fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>, { sockets::DEFAULT_SIZE }>;
     /// Its clients.
     fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity, { affinity::DEFAULT_SIZE }>;
 }
 
 macro_rules! family_maps {
     ($family:ident: $frontends:literal, $addresses:literal, $backends:literal, $conntrack:literal, $fragments:literal,
-     $affinity:literal, $work:literal) => {
+     $affinity:literal, $work:literal, $netns:literal, $sockets:literal) => {
         const _: () = {
             #[btf_map(name = $addresses)]
             static ADDRESSES: HashMap<AddressKey<$family>, Address, { addresses::DEFAULT_SIZE }> = HashMap::new();
@@ -58,6 +66,11 @@ macro_rules! family_maps {
                 LruHashMap::new();
             #[btf_map(name = $work)]
             static WORK: PerCpuArray<Work<$family>, 1> = PerCpuArray::new();
+            #[btf_map(name = $netns)]
+            static NETNS: LruHashMap<NetnsKey, NetnsClient<$family>, { netns::DEFAULT_SIZE }> = LruHashMap::new();
+            #[btf_map(name = $sockets)]
+            static SOCKETS: LruHashMap<SocketKey<$family>, Socket<$family>, { sockets::DEFAULT_SIZE }> =
+                LruHashMap::new();
             #[btf_map(name = $frontends)]
             static FRONTENDS: HashMap<FrontendKey<$family>, Frontend, { frontends::DEFAULT_SIZE }> = HashMap::new();
             #[btf_map(name = $backends)]
@@ -86,6 +99,14 @@ macro_rules! family_maps {
                     &WORK
                 }
                 #[inline(always)]
+                fn netns() -> &'static LruHashMap<NetnsKey, NetnsClient<Self>, { netns::DEFAULT_SIZE }> {
+                    &NETNS
+                }
+                #[inline(always)]
+                fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>, { sockets::DEFAULT_SIZE }> {
+                    &SOCKETS
+                }
+                #[inline(always)]
                 fn backends() -> &'static HashMap<BackendKey, Backend<Self>, { backends::DEFAULT_SIZE }> {
                     &BACKENDS
                 }
@@ -103,8 +124,10 @@ macro_rules! family_maps {
     };
 }
 
-family_maps!(V4: "frontends_v4", "addresses_v4", "backends_v4", "conntrack_v4", "fragments_v4", "affinity_v4", "work_v4");
-family_maps!(V6: "frontends_v6", "addresses_v6", "backends_v6", "conntrack_v6", "fragments_v6", "affinity_v6", "work_v6");
+family_maps!(V4: "frontends_v4", "addresses_v4", "backends_v4", "conntrack_v4", "fragments_v4", "affinity_v4", "work_v4",
+    "netns_v4", "sockets_v4");
+family_maps!(V6: "frontends_v6", "addresses_v6", "backends_v6", "conntrack_v6", "fragments_v6", "affinity_v6", "work_v6",
+    "netns_v6", "sockets_v6");
 
 /// What addresses look like those of services.
 #[btf_map(name = "service_filter")]

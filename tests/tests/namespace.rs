@@ -2,16 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use affinity_common::abi::netns::{NetnsClient, NetnsKey};
+use affinity_common::abi::sockets::{Socket, SocketKey};
 use affinity_tests::daemon::{Cli, Daemon, DaemonOptions, PIN_DIR, SourceDir};
 use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
 use affinity_tests::topology::{Families, Host, Lab, LabOptions, Wiring};
 use affinity_tests::traffic::{Backend, ClientOptions, HttpConnection, UdpClient, http_get};
 use affinity_tests::{mountns, wait};
+use affinity_user::tables::bpf;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
@@ -507,7 +511,15 @@ fn maps_are_dumped_with_field_names() -> Result<()> {
         // In fragments.
         site.ask_udp(0, service, 8_000)?;
     }
-    let names = site.lab.node.mounts.enter(|| mountns::list(PIN_DIR))?;
+    let names = site.lab.node.mounts.enter(|| {
+        // No socket of this lab is in the way of the programs that write these.
+        let mut tables = bpf::open_pinned(Path::new(PIN_DIR))?;
+        tables.v4.netns.insert(&NetnsKey::default(), &NetnsClient::default())?;
+        tables.v6.netns.insert(&NetnsKey::default(), &NetnsClient::default())?;
+        tables.v4.sockets.insert(&SocketKey::default(), &Socket::default())?;
+        tables.v6.sockets.insert(&SocketKey::default(), &Socket::default())?;
+        mountns::list(PIN_DIR)
+    })?;
     let mut dumped = 0;
     for map in affinity_common::abi::MAPS {
         assert!(names.contains(&map.name.to_owned()), "{} is not pinned: {names:?}", map.name);

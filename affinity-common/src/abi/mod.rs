@@ -18,13 +18,15 @@ pub mod filter;
 pub mod fragments;
 pub mod frontends;
 pub mod ids;
+pub mod netns;
 pub mod services;
 pub mod slots;
+pub mod sockets;
 pub mod tail_calls;
 pub mod work;
 
 /// The version of this layout. A daemon refuses pinned maps of another one.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// The kinds of map that are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +76,10 @@ pub const MAPS: &[MapSpec] = &[
     affinity::spec::<V6>(),
     fragments::spec::<V4>(),
     fragments::spec::<V6>(),
+    netns::spec::<V4>(),
+    netns::spec::<V6>(),
+    sockets::spec::<V4>(),
+    sockets::spec::<V6>(),
     work::spec::<V4>(),
     work::spec::<V6>(),
     filter::SERVICES,

@@ -9,13 +9,14 @@ use crate::{
 /// Runs a program, and those that it hands the packet over to.
 ///
 /// # Panics
-/// Where they hand it round in a ring.
+/// Where they hand it round in a ring, and for programs that see no packets.
 pub fn run<F: Wire>(env: &FakeEnv<F>, program: Program, packet: &mut FakePacket) -> Reason {
     /// No packet needs more: a fragment, a packet whose both ends are translated, one that is refused.
     const MOST: usize = 3;
     let mut step = match program {
         Program::Ingress => tc::ingress(env, packet),
         Program::Egress => tc::egress(env, packet),
+        other => panic!("{} sees no packets", other.name()),
     };
     for _ in 0..MOST {
         match step {

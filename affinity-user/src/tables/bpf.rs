@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use affinity_common::abi::{
     self, MapSpec, addresses, affinity, backend_names, backend_stats, backends, config, conntrack, counters, filter,
-    frontends, ids, services, slots,
+    frontends, ids, netns, services, slots, sockets,
 };
 use affinity_common::family::Family;
 use aya::{
@@ -87,6 +87,8 @@ fn family<F: Family>(
         backends: Box::new(BpfHash::open(&backends::spec::<F>(), &mut *source)?),
         affinity: Box::new(BpfHash::open(&affinity::spec::<F>(), &mut *source)?),
         conntrack: Box::new(BpfHash::open(&conntrack::spec::<F>(), &mut *source)?),
+        netns: Box::new(BpfHash::open(&netns::spec::<F>(), &mut *source)?),
+        sockets: Box::new(BpfHash::open(&sockets::spec::<F>(), &mut *source)?),
     })
 }
 

@@ -17,8 +17,10 @@ use affinity_common::{
         filter::FilterWord,
         frontends::{Frontend, FrontendKey},
         ids::NextIds,
+        netns::{NetnsClient, NetnsKey},
         services::ServicePortName,
         slots::Slot,
+        sockets::{Socket, SocketKey},
     },
     family::Family,
     types::{Port, ServiceId},
@@ -41,6 +43,8 @@ pub fn family<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<String>, TableE
     lines.extend(table(&*tables.backends)?);
     lines.extend(table(&*tables.affinity)?);
     lines.extend(table(&*tables.conntrack)?);
+    lines.extend(table(&*tables.netns)?);
+    lines.extend(table(&*tables.sockets)?);
     Ok(lines)
 }
 
@@ -131,6 +135,18 @@ impl<F: Family> Key for ConntrackKey<F> {
     }
 }
 
+impl Key for NetnsKey {
+    fn text(&self) -> String {
+        format!("cookie={}", self.cookie)
+    }
+}
+
+impl<F: Family> Key for SocketKey<F> {
+    fn text(&self) -> String {
+        format!("cookie={}->{}/{}", self.cookie.get(), socket::<F>(&self.addr, self.port), self.proto)
+    }
+}
+
 impl<F: Family> Key for AddressKey<F> {
     fn text(&self) -> String {
         F::to_ip(&self.addr).to_string()
@@ -180,6 +196,20 @@ impl<F: Family> Value for Conntrack<F> {
             last_seen.at,
             due.at
         )
+    }
+}
+
+impl<F: Family> Value for NetnsClient<F> {
+    fn text(&self) -> String {
+        format!("client={} tc_only={}", F::to_ip(&self.addr), u8::from(self.is_tc_only()))
+    }
+}
+
+impl<F: Family> Value for Socket<F> {
+    fn text(&self) -> String {
+        let Self { service, backend, client, addr, port, .. } = self;
+        let (client, frontend) = (F::to_ip(client), socket::<F>(addr, *port));
+        format!("client={client} frontend={frontend} service={service} backend={backend}")
     }
 }
 

@@ -19,8 +19,10 @@ use affinity_common::{
         filter::{self, FilterWord},
         frontends::{Frontend, FrontendKey},
         ids::NextIds,
+        netns::{NetnsClient, NetnsKey},
         services::ServicePortName,
         slots::Slot,
+        sockets::{Socket, SocketKey},
     },
     family::{Family, V4, V6},
     types::ServiceId,
@@ -186,6 +188,10 @@ pub struct MemoryFamily<F: Family> {
     pub affinity: MemoryTable<AffinityKey<F>, Affinity>,
     /// `conntrack_*`
     pub conntrack: MemoryTable<ConntrackKey<F>, Conntrack<F>>,
+    /// `netns_*`
+    pub netns: MemoryTable<NetnsKey, NetnsClient<F>>,
+    /// `sockets_*`
+    pub sockets: MemoryTable<SocketKey<F>, Socket<F>>,
 }
 
 impl<F: Family> MemoryFamily<F> {
@@ -197,6 +203,8 @@ impl<F: Family> MemoryFamily<F> {
             backends: MemoryTable::new(&name("backends"), sizes.backends),
             affinity: MemoryTable::new(&name("affinity"), sizes.affinity),
             conntrack: MemoryTable::new(&name("conntrack"), sizes.conntrack),
+            netns: MemoryTable::new(&name("netns"), abi::netns::DEFAULT_SIZE),
+            sockets: MemoryTable::new(&name("sockets"), abi::sockets::DEFAULT_SIZE),
         }
     }
 
@@ -208,6 +216,8 @@ impl<F: Family> MemoryFamily<F> {
             backends: wrapper.wrap(self.backends.clone()),
             affinity: wrapper.wrap(self.affinity.clone()),
             conntrack: wrapper.wrap(self.conntrack.clone()),
+            netns: wrapper.wrap(self.netns.clone()),
+            sockets: wrapper.wrap(self.sockets.clone()),
         }
     }
 }

@@ -25,8 +25,10 @@ use affinity_common::{
         filter::FilterWord,
         frontends::{Frontend, FrontendKey},
         ids::NextIds,
+        netns::{NetnsClient, NetnsKey},
         services::ServicePortName,
         slots::Slot,
+        sockets::{Socket, SocketKey},
     },
     family::{Family, V4, V6},
     types::ServiceId,
@@ -100,6 +102,10 @@ pub struct FamilyTables<F: Family> {
     pub affinity: BoxTable<AffinityKey<F>, Affinity>,
     /// `conntrack_*`
     pub conntrack: BoxTable<ConntrackKey<F>, Conntrack<F>>,
+    /// `netns_*`
+    pub netns: BoxTable<NetnsKey, NetnsClient<F>>,
+    /// `sockets_*`
+    pub sockets: BoxTable<SocketKey<F>, Socket<F>>,
 }
 
 /// The maps that the families share.

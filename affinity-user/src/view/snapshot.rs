@@ -265,12 +265,14 @@ fn connections_of<F: Family>(tables: &FamilyTables<F>, now: Nanos) -> Result<Vec
 }
 
 /// Names, entries and room of a family's maps.
-fn fill_of<F: Family>(tables: &FamilyTables<F>) -> Result<[(&'static str, usize, usize); 4], TableError> {
+fn fill_of<F: Family>(tables: &FamilyTables<F>) -> Result<[(&'static str, usize, usize); 6], TableError> {
     Ok([
         (abi::frontends::spec::<F>().name, tables.frontends.len()?, tables.frontends.capacity()),
         (abi::backends::spec::<F>().name, tables.backends.len()?, tables.backends.capacity()),
         (abi::affinity::spec::<F>().name, tables.affinity.len()?, tables.affinity.capacity()),
         (abi::conntrack::spec::<F>().name, tables.conntrack.len()?, tables.conntrack.capacity()),
+        (abi::netns::spec::<F>().name, tables.netns.len()?, tables.netns.capacity()),
+        (abi::sockets::spec::<F>().name, tables.sockets.len()?, tables.sockets.capacity()),
     ])
 }
 
