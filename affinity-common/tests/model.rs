@@ -95,7 +95,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (service, client, proptest::option::of(place))
             .prop_map(|(service, client, place)| Step::EvictFlow { service, client, place }),
         1 => (any::<bool>(), any::<bool>())
-            .prop_map(|(conntrack_full, affinity_full)| Step::Faults(Faults { conntrack_full, affinity_full })),
+            .prop_map(|(conntrack_full, affinity_full)| Step::Faults(Faults { conntrack_full, affinity_full, ..Faults::default() })),
     ]
 }
 

@@ -13,9 +13,11 @@ use affinity_common::{
         filter::{FilterWord, Place},
         fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
+        netns::{NetnsClient, NetnsKey},
+        sockets::{Socket, SocketKey},
         work::Work,
     },
-    dp::{AffinityEntry, ConntrackEntry, Env, Refused},
+    dp::{AffinityEntry, ConntrackEntry, Env, Refused, sock::SocketEnv},
     reason::{Program, Reason},
     types::{BackendId, Nanos, Ticks},
 };
@@ -176,6 +178,32 @@ impl<F: Maps> Env<F> for Kernel {
     }
 }
 
+impl<F: Maps> SocketEnv<F> for Kernel {
+    #[inline(always)]
+    fn netns(&self, key: &NetnsKey) -> Option<NetnsClient<F>> {
+        // SAFETY: values are replaced as a whole, none is changed in place.
+        unsafe { F::netns().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn socket(&self, key: &SocketKey<F>) -> Option<Socket<F>> {
+        // SAFETY: a socket's value is written by the socket's own calls; an element that is recycled meanwhile is another
+        // socket's, whose address would be shown once.
+        unsafe { F::sockets().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn socket_put(&self, key: &SocketKey<F>, value: &Socket<F>) -> Result<(), Refused> {
+        F::sockets().insert(key, value, BPF_ANY.into()).map_err(|_| Refused::Full)
+    }
+
+    #[inline(always)]
+    fn socket_remove(&self, key: &SocketKey<F>) {
+        // Not there: evicted meanwhile, which is as well.
+        let _ = F::sockets().remove(key);
+    }
+}
+
 impl AffinityEntry for InPlace<Affinity> {
     #[inline(always)]
     fn load(&self) -> Pair {
@@ -276,7 +304,8 @@ fn put<T: Copy>(field: *mut T, value: T) {
 #[inline(always)]
 pub fn count(program: Program, reason: Reason, bytes: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(counters::index(program, reason)) {
-        // SAFETY: the element is this CPU's own, and no other program of ours runs on it at the same time.
+        // SAFETY: the element is this CPU's own. Where the kernel lets another task's program of a socket in between, one of
+        // the two is not counted.
         let counter = unsafe { &mut *counter };
         counter.packets += 1;
         counter.bytes += u64::from(bytes);

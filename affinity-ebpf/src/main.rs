@@ -1,7 +1,9 @@
-//! The Affinity datapath: two TC programs for a client's interface, and those that they hand over to.
+//! The Affinity datapath: two TC programs for a client's interface and those that they hand over to, and the programs of
+//! sockets.
 //!
 //! Thin on purpose: what is done with a packet is in `affinity_common::dp`; here are the entry points, the maps and the
-//! kernel's helpers behind its traits. All `unsafe` of the datapath is in [`env`] and [`skb`].
+//! kernel's helpers behind its traits. All `unsafe` of the datapath is in [`env`], [`skb`] and
+//! [`sock`].
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the macros of aya make public functions beside the documented ones")]
@@ -14,7 +16,9 @@ mod maps;
 mod object;
 mod pipeline;
 mod skb;
+mod sock;
 mod stages;
+mod touch;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 

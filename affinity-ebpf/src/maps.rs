@@ -46,10 +46,8 @@ pub trait Maps: Family {
     /// What a CPU has in hand.
     fn work() -> &'static PerCpuArray<Work<Self>, 1>;
     /// Its network namespaces.
-    #[expect(dead_code, reason = "of user space alone so far")]
     fn netns() -> &'static LruHashMap<NetnsKey, NetnsClient<Self>, { netns::DEFAULT_SIZE }>;
     /// Its sockets.
-    #[expect(dead_code, reason = "of user space alone so far")]
     fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>, { sockets::DEFAULT_SIZE }>;
     /// Its clients.
     fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity, { affinity::DEFAULT_SIZE }>;

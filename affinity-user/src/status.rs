@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::loader::Attachment;
+use crate::loader::cgroup::CgroupAttachment;
 use crate::model::Rejection;
 
 /// Where the daemon writes unless told otherwise.
@@ -49,6 +50,9 @@ pub struct StatusFile {
     pub problems: Vec<ProblemStatus>,
     /// Where its programs are.
     pub attachments: Vec<Attachment>,
+    /// The cgroup whose sockets are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<CgroupAttachment>,
 }
 
 /// A source.
@@ -124,6 +128,7 @@ impl StatusFile {
             rejected: Vec::new(),
             problems: Vec::new(),
             attachments: Vec::new(),
+            cgroup: None,
         })
     }
 

@@ -41,6 +41,8 @@ pub struct DaemonOptions {
     pub pin_dir: PathBuf,
     /// `--interface`, each; by default all pods of a lab.
     pub interfaces: Vec<String>,
+    /// `--cgroup`; without one `--socket-lb off`, as the machine's own sockets are no lab's business.
+    pub cgroup: Option<PathBuf>,
     /// More arguments of `affinity run` (`--attach clsact`).
     pub arguments: Vec<String>,
     /// More environment, such as the log's filter.
@@ -56,6 +58,7 @@ impl DaemonOptions {
             source,
             pin_dir: PIN_DIR.into(),
             interfaces: vec!["cli*".to_owned(), "be*".to_owned()],
+            cgroup: None,
             arguments: Vec::new(),
             environment: Vec::new(),
             binary: None,
@@ -127,6 +130,10 @@ impl Daemon {
         for pattern in &self.options.interfaces {
             command.arg("--interface").arg(pattern);
         }
+        match &self.options.cgroup {
+            Some(path) => command.arg("--cgroup").arg(path),
+            None => command.args(["--socket-lb", "off"]),
+        };
         command.args(&self.options.arguments);
         command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         self.process = Some(Process::start(command, &self.cli.place, Some(&self.log_path()))?);

@@ -3,6 +3,7 @@
 //! * [`netns`] and [`mountns`]: namespaces that nothing but this process holds, so that they vanish with it.
 //! * [`topology`]: clients, backends and a routing node between them, wired as a CNI plugin wires pods.
 //! * [`traffic`]: HTTP and UDP backends that serve their own name, and clients that ask for it.
+//! * [`cgroup`]: cgroups of single tests, for the programs of sockets.
 //! * [`capture`]: what is seen on a wire, and frames put onto one.
 //! * [`packet`]: whole frames built as data, compared, and their checksums verified.
 //! * [`apiserver`]: a real etcd and kube-apiserver, and a door in front of them that can be shut.
@@ -17,6 +18,7 @@ pub mod apiproxy;
 pub mod apiserver;
 pub mod capture;
 pub mod certs;
+pub mod cgroup;
 pub mod daemon;
 pub mod mountns;
 pub mod netlink;

@@ -16,10 +16,12 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::geteuid;
+use socket2::{Domain, Socket, Type};
 
 use crate::netlink;
 use crate::privilege::NEEDS_ROOT;
 use crate::process::{Place, Process};
+use crate::sys;
 
 /// A network namespace, held open by a file descriptor; clones are the same namespace.
 #[derive(Clone)]
@@ -135,6 +137,14 @@ impl Netns {
     pub fn sysctl(&self, name: &str) -> Result<String> {
         self.enter(|| Ok(fs::read_to_string(sysctl_path(name))?.trim_end().to_owned()))
             .with_context(|| format!("sysctl {name} in {}", self.name))
+    }
+
+    /// Its cookie, which the kernel gives to no other one.
+    ///
+    /// # Errors
+    /// Where the kernel has none.
+    pub fn cookie(&self) -> Result<u64> {
+        self.enter(|| Ok(sys::netns_cookie(&Socket::new(Domain::IPV4, Type::DGRAM, None)?)?))
     }
 
     /// A path to it that holds while this process lives: `nsenter --net=PATH`.

@@ -16,7 +16,7 @@ use affinity_common::abi::slots::Slot;
 use affinity_common::family::{Family, V4, V6};
 use affinity_common::reason::{Program, Reason};
 use affinity_common::types::{BackendId, Nanos, Port, Proto, Seconds, ServiceId};
-use affinity_user::loader::load_stages;
+use affinity_user::loader::{cgroup, load_stages};
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _};
@@ -91,6 +91,10 @@ impl Programs {
             loaded.load().with_context(|| format!("loading {}", section(program)))?;
         }
         load_stages(&mut ebpf, false)?;
+        // They are run by real sockets elsewhere; here they must get past the verifier of the kernel that this is.
+        cgroup::load(&mut ebpf, true)?;
+        let touch: &mut SchedClassifier = ebpf.program_mut("affinity_touch").context("no such program")?.try_into()?;
+        touch.load().context("loading affinity_touch")?;
         Ok(Self { ebpf, next_slot: 0 })
     }
 

@@ -289,7 +289,8 @@ fn a_daemon_is_started_and_ended() -> Result<()> {
     let mut daemon = Daemon::start(&lab.node, options)?;
     let log = daemon.log();
     let started = format!(
-        "started run --pin-dir /sys/fs/bpf/affinity --source-dir {} --interface cli* --interface be* --attach clsact",
+        "started run --pin-dir /sys/fs/bpf/affinity --source-dir {} --interface cli* --interface be* --socket-lb off \
+         --attach clsact",
         source.path().display()
     );
     for part in [&started[..], "cli0", "be0"] {

@@ -44,6 +44,14 @@ pub fn connection<F: Family>(
     fold(mix(of_address::<F>(client, u64::from(seed)) ^ ports ^ high.rotate_left(40) ^ low.rotate_left(24)))
 }
 
+/// The hash of a socket by its cookie: its choice without affinity. The frontend's address is in the seed, which is the
+/// service's.
+#[inline(always)]
+pub const fn socket(cookie: u64, frontend_port: Port, proto: Proto, seed: u32) -> u32 {
+    let asked = (seed as u64) << 32 | (frontend_port.get() as u64) << 16 | proto.number as u64;
+    fold(mix(cookie ^ mix(asked)))
+}
+
 #[inline(always)]
 const fn fold(h: u64) -> u32 {
     (h >> 32) as u32

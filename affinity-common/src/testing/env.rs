@@ -16,9 +16,11 @@ use crate::{
         filter::{FilterWord, Place},
         fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
+        netns::{NetnsClient, NetnsKey},
+        sockets::{Socket, SocketKey},
         work::Work,
     },
-    dp::{AffinityEntry, ConntrackEntry, Env, Refused},
+    dp::{AffinityEntry, ConntrackEntry, Env, Refused, sock::SocketEnv},
     family::Family,
     types::{BackendId, Nanos, Ticks},
 };
@@ -33,6 +35,8 @@ pub struct Faults {
     pub conntrack_full: bool,
     /// The affinity map.
     pub affinity_full: bool,
+    /// The map of sockets.
+    pub sockets_full: bool,
 }
 
 /// An LRU map: its elements stay alive while they are held, as under RCU.
@@ -71,6 +75,8 @@ struct Maps<F: Family> {
     conntrack: Lru<ConntrackKey<F>, Conntrack<F>>,
     affinity: Lru<AffinityKey<F>, Affinity>,
     fragments: Lru<FragmentsKey<F>, Fragments>,
+    netns: BTreeMap<NetnsKey, NetnsClient<F>>,
+    sockets: Lru<SocketKey<F>, Socket<F>>,
     direct: BTreeMap<u32, u64>,
     connections: BTreeMap<BackendKey, u64>,
 }
@@ -105,6 +111,8 @@ impl<F: Family> FakeEnv<F> {
             conntrack: Lru::new(lru_size),
             affinity: Lru::new(lru_size),
             fragments: Lru::new(lru_size),
+            netns: BTreeMap::new(),
+            sockets: Lru::new(lru_size),
             direct: BTreeMap::new(),
             connections: BTreeMap::new(),
         };
@@ -225,6 +233,16 @@ impl<F: Family> FakeEnv<F> {
     /// Every conntrack entry.
     pub fn conntrack_entries(&self) -> Vec<(ConntrackKey<F>, Conntrack<F>)> {
         self.0.maps.borrow().conntrack.entries.iter().map(|(key, (entry, _))| (*key, entry.get())).collect()
+    }
+
+    /// Writes who the sockets of a namespace are.
+    pub fn set_netns(&self, key: NetnsKey, value: NetnsClient<F>) {
+        self.0.maps.borrow_mut().netns.insert(key, value);
+    }
+
+    /// Every entry of a socket.
+    pub fn socket_entries(&self) -> Vec<(SocketKey<F>, Socket<F>)> {
+        self.0.maps.borrow().sockets.entries.iter().map(|(key, (entry, _))| (*key, entry.get())).collect()
     }
 
     /// How many connections a backend was given.
@@ -422,6 +440,30 @@ impl<F: Family> Env<F> for FakeEnv<F> {
     }
 
     fn in_memory<T>(&self, _value: &T) {}
+}
+
+impl<F: Family> SocketEnv<F> for FakeEnv<F> {
+    fn netns(&self, key: &NetnsKey) -> Option<NetnsClient<F>> {
+        self.0.maps.borrow().netns.get(key).copied()
+    }
+
+    fn socket(&self, key: &SocketKey<F>) -> Option<Socket<F>> {
+        self.0.maps.borrow_mut().sockets.get(key).map(|entry| entry.get())
+    }
+
+    fn socket_put(&self, key: &SocketKey<F>, value: &Socket<F>) -> Result<(), Refused> {
+        self.count_write();
+        if self.0.faults.get().sockets_full {
+            return Err(Refused::Full);
+        }
+        self.0.maps.borrow_mut().sockets.put(key, value);
+        Ok(())
+    }
+
+    fn socket_remove(&self, key: &SocketKey<F>) {
+        self.count_write();
+        self.0.maps.borrow_mut().sockets.entries.remove(key);
+    }
 }
 
 impl<F: Family> FakeEnv<F> {

@@ -169,6 +169,12 @@ pub(super) struct RunArgs {
     /// How programs are attached
     #[arg(long, value_enum, default_value_t)]
     pub attach: Attach,
+    /// Whether sockets are connected to backends at once, where they are, or all is left to packets
+    #[arg(long, value_enum, default_value_t)]
+    pub socket_lb: SocketLb,
+    /// The cgroup whose processes' sockets are; by default the root of the cgroup2 file system
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
     /// Number of elements of a map, repeatable: frontends, backends, conntrack, affinity, slots, …
     #[arg(long = "map-size", value_name = "NAME=N", value_parser = map_size)]
     pub map_sizes: Vec<(String, u32)>,
@@ -198,6 +204,15 @@ pub(super) enum Attach {
     Tcx,
     /// By clsact alone
     Clsact,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum SocketLb {
+    /// At sockets
+    #[default]
+    On,
+    /// By packets alone
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

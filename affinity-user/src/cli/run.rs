@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use tracing_subscriber::EnvFilter;
 
-use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs};
-use crate::daemon::{self, Source};
+use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb};
+use crate::daemon::{self, Sockets, Source};
 use crate::loader::attach::AttachMode;
 use crate::loader::{self, Sizes};
 use crate::sources::kubernetes::{self, Access};
@@ -40,6 +40,11 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
                 DatapathLog::Debug => 4,
             },
             verifier_log: args.verifier_log,
+        },
+        sockets: match (args.socket_lb, args.cgroup) {
+            (SocketLb::Off, _) => Sockets::Off,
+            (SocketLb::On, None) => Sockets::Node,
+            (SocketLb::On, Some(path)) => Sockets::Cgroup(path),
         },
         interfaces: args.interfaces,
         state_dir: common.state_dir.clone(),

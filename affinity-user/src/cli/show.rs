@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::args::{Common, Output};
 use super::print::{self, line, or_dash, span};
 use crate::flush;
-use crate::loader;
+use crate::loader::{self, cgroup::CgroupAttachment};
 use crate::monitor::{self, Happening};
 use crate::status::StatusFile;
 use crate::view::{self, BackendRow, ServiceRow, SessionRow, Snapshot};
@@ -218,6 +218,7 @@ pub(super) fn status(common: &Common) -> Result<()> {
             "rejected": daemon.as_ref().map(|status| &status.rejected),
             "problems": daemon.as_ref().map(|status| &status.problems),
             "attachments": attachments(common, daemon.as_ref()),
+            "cgroup": cgroup(common, daemon.as_ref()),
             "maps": maps,
             "counters": counters,
         }));
@@ -256,6 +257,11 @@ pub(super) fn status(common: &Common) -> Result<()> {
         &["interface", "index", "attached by"],
         attached.iter().map(|it| ["interface", "ifindex", "mode"].map(|field| cell(&it[field])).to_vec()),
     )?;
+    line(match cgroup(common, daemon.as_ref()) {
+        Some(CgroupAttachment { path: Some(path), .. }) => format!("sockets: those of the cgroup {}", path.display()),
+        Some(CgroupAttachment { path: None, id }) => format!("sockets: those of the cgroup with the number {id}"),
+        None => "sockets: none, all by their packets".to_owned(),
+    })?;
     line("")?;
     print::table(
         &["map", "entries", "room", "fill"],
@@ -304,6 +310,14 @@ fn attachments(common: &Common, daemon: Option<&StatusFile>) -> Vec<Value> {
         None => loader::attached(&common.pin_dir),
     };
     attachments.iter().map(|it| json!({"interface": it.interface, "ifindex": it.ifindex, "mode": it.mode})).collect()
+}
+
+/// By the daemon's word, or by the pins where there is none.
+fn cgroup(common: &Common, daemon: Option<&StatusFile>) -> Option<CgroupAttachment> {
+    match daemon {
+        Some(status) => status.cgroup.clone(),
+        None => loader::attached_cgroup(&common.pin_dir),
+    }
 }
 
 fn age(status: &StatusFile) -> f64 {

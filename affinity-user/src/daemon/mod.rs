@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::loader::interfaces::{Follower, Patterns, watch};
-use crate::loader::{self, Datapath, LoadError};
+use crate::loader::{self, Datapath, LoadError, cgroup};
 use crate::reconcile::Reconciler;
 use crate::sources::{SourceError, SourceEvent, directory, kubernetes};
 use crate::status::StatusError;
@@ -34,6 +34,18 @@ pub enum Source {
     Directory(PathBuf),
 }
 
+/// Whether sockets are served where they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Sockets {
+    /// Those of the node's whole cgroup hierarchy.
+    #[default]
+    Node,
+    /// Those below a cgroup.
+    Cgroup(PathBuf),
+    /// None: all by TC.
+    Off,
+}
+
 /// How the daemon runs.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -41,6 +53,8 @@ pub struct Options {
     pub source: Source,
     /// How the datapath is loaded.
     pub loader: loader::Options,
+    /// Whether sockets are served where they are, and at which cgroup; by default at the node's root.
+    pub sockets: Sockets,
     /// Which interfaces are clients': see [`Patterns`].
     pub interfaces: Vec<String>,
     /// Where the status file is written.
@@ -97,6 +111,11 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     // What is wrong already now is for whoever has typed it, not for the log.
     let mut events = follow_source(&options.source).await?;
+    let cgroup = match &options.sockets {
+        Sockets::Node => Some(cgroup::find(None)?),
+        Sockets::Cgroup(path) => Some(cgroup::find(Some(path))?),
+        Sockets::Off => None,
+    };
     let mut datapath = Datapath::open(&options.loader)?;
     for warning in datapath.warnings() {
         tracing::warn!("{warning}");
@@ -106,6 +125,13 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     }
     let tables = bpf::open_pinned(&options.loader.pin_dir)?;
     let reconciler = Reconciler::open(tables, Box::new(Instant::now))?;
+    match cgroup {
+        Some(path) => {
+            datapath.attach_cgroup(&path)?;
+            tracing::info!(cgroup = %path.display(), "serves sockets");
+        }
+        None => datapath.detach_cgroup(),
+    }
     let (sender, mut links) = mpsc::channel(64);
     let watcher = tokio::spawn(watch(sender));
     let follower = Follower::new(Patterns::new(&options.interfaces));

@@ -237,6 +237,7 @@ impl State {
         });
         status.problems = unprogrammed.chain(unattached).collect();
         status.attachments = self.datapath.attachments().cloned().collect();
+        status.cgroup = self.datapath.cgroup().cloned();
         status.write(&self.directory)
     }
 

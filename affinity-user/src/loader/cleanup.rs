@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::attach;
+use super::{attach, cgroup};
 
 /// How long the kernel may take to detach. (Another pin directory's programs, on the same node, stay.)
 const DETACHED: Duration = Duration::from_secs(2);
@@ -18,6 +18,7 @@ const DETACHED: Duration = Duration::from_secs(2);
 /// A directory that can't be read or removed.
 pub fn cleanup(pin_dir: &Path, state_dir: &Path) -> io::Result<Vec<String>> {
     let mut removed = Vec::new();
+    cgroup::detach(pin_dir);
     attach::drop_others(pin_dir, |_| false);
     let patience = Instant::now() + DETACHED;
     while attach::is_met_anywhere() && Instant::now() < patience {

@@ -91,6 +91,37 @@ pub enum LoadError {
         /// The last words of its log, or all of it.
         message: String,
     },
+    /// There is no cgroup v2 file system.
+    #[error(
+        "no cgroup2 file system is mounted, which sockets are served by: mount -t cgroup2 none /sys/fs/cgroup/unified, \
+         give a cgroup by --cgroup, or do without by --socket-lb off"
+    )]
+    NoCgroup,
+    /// What was given is no cgroup.
+    #[error(
+        "{} is no cgroup ({why}): give a directory of the cgroup2 file system by --cgroup, or do without by --socket-lb off",
+        path.display()
+    )]
+    Cgroup {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// A program can't be attached to a cgroup.
+    #[error(
+        "{program} can't be attached to the cgroup {}: {message} (it needs a kernel with CONFIG_CGROUP_BPF; --socket-lb off \
+         does without)",
+        path.display()
+    )]
+    AttachCgroup {
+        /// Which.
+        program: &'static str,
+        /// To which cgroup.
+        path: PathBuf,
+        /// Why not.
+        message: String,
+    },
     /// A program can't be attached.
     #[error("{program} can't be attached to {interface} by {mode}: {message}")]
     Attach {

@@ -2,31 +2,37 @@
 //! attached, and how every trace of them is removed.
 //!
 //! [`Datapath::open`] checks the node, makes or adopts the pinned maps and loads the programs; [`Datapath::attach`] puts them
-//! on an interface. Everything outlives the process: maps and TCX links by their pins, clsact filters by themselves.
+//! on an interface, [`Datapath::attach_cgroup`] on sockets. Everything outlives the process: maps, TCX and cgroup links by their pins, clsact filters by themselves.
 
 pub mod attach;
+pub mod cgroup;
 mod cleanup;
 mod error;
 pub mod interfaces;
 mod maps;
 mod preflight;
+mod syscall;
+mod touch;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use affinity_common::abi::LAYOUT;
 use affinity_common::abi::tail_calls::Stage;
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use serde::{Deserialize, Serialize};
 
 use crate::object::OBJECT;
 use attach::{AttachMode, Direction, Mode};
+use cgroup::CgroupAttachment;
 
 pub use cleanup::cleanup;
 pub use error::LoadError;
 pub use maps::Sizes;
+pub use touch::Touch;
 
 /// Where everything is pinned unless told otherwise.
 pub const PIN_DIR: &str = "/sys/fs/bpf/affinity";
@@ -80,6 +86,8 @@ pub struct Datapath {
     pin_dir: PathBuf,
     attach: AttachMode,
     attached: BTreeMap<u32, Attachment>,
+    cgroup: Option<CgroupAttachment>,
+    verifier_log: bool,
     warnings: Vec<String>,
 }
 
@@ -117,6 +125,8 @@ impl Datapath {
             pin_dir: options.pin_dir.clone(),
             attach: options.attach,
             attached: BTreeMap::new(),
+            cgroup: None,
+            verifier_log: options.verifier_log,
             warnings,
         })
     }
@@ -139,6 +149,42 @@ impl Datapath {
         let mode = attach::attach(&mut self.object, &self.pin_dir, self.attach, ifindex, name)?;
         self.attached.insert(ifindex, Attachment { interface: name.to_owned(), ifindex, mode });
         Ok(mode)
+    }
+
+    /// Attaches the programs of sockets to a cgroup, in place of those that an earlier process attached to it or to another
+    /// one. See [`cgroup::find`].
+    ///
+    /// # Errors
+    /// Where it is no cgroup, or the kernel refuses.
+    pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), LoadError> {
+        self.cgroup = Some(cgroup::attach(&mut self.object, &self.pin_dir, cgroup, self.verifier_log)?);
+        Ok(())
+    }
+
+    /// Takes the programs of sockets off, also those that an earlier process attached.
+    pub fn detach_cgroup(&mut self) {
+        self.cgroup = None;
+        cgroup::detach(&self.pin_dir);
+    }
+
+    /// The cgroup whose sockets are served.
+    pub fn cgroup(&self) -> Option<&CgroupAttachment> {
+        self.cgroup.as_ref()
+    }
+
+    /// Loads the program that refreshes affinity for user space.
+    ///
+    /// # Errors
+    /// Where the verifier refuses it, or there are no more file descriptors.
+    pub fn touch(&mut self) -> Result<Touch, LoadError> {
+        let program = program(&mut self.object, Touch::PROGRAM)?;
+        let failed = |error| LoadError::verifier(Touch::PROGRAM, error, self.verifier_log);
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+        fd.map(Touch::new).map_err(|error| failed(error.into()))
     }
 
     /// Takes both programs off an interface, or forgets one that has gone.
@@ -170,6 +216,11 @@ impl Datapath {
 /// Where the programs are, as the pins and the kernel tell: without a daemon, and without loading anything.
 pub fn attached(pin_dir: &Path) -> Vec<Attachment> {
     attach::attached(pin_dir)
+}
+
+/// The cgroup whose sockets are served, as the pins tell.
+pub fn attached_cgroup(pin_dir: &Path) -> Option<CgroupAttachment> {
+    cgroup::attached(pin_dir)
 }
 
 /// Loads the programs that others hand packets over to, and lets those find them.

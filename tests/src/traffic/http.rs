@@ -259,6 +259,14 @@ impl HttpConnection {
         Ok(Self { reader: BufReader::new(stream), server })
     }
 
+    /// Whom the client is connected to, as the client sees it.
+    ///
+    /// # Errors
+    /// Where the socket cannot be asked.
+    pub fn peer_addr(&self) -> Result<SocketAddr> {
+        Ok(self.reader.get_ref().peer_addr()?)
+    }
+
     /// Asks for the name of the backend.
     ///
     /// # Errors

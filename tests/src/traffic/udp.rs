@@ -155,6 +155,14 @@ impl UdpClient {
         }
     }
 
+    /// Whom the client is connected to, as the client sees it.
+    ///
+    /// # Errors
+    /// Where it is not connected.
+    pub fn peer_addr(&self) -> Result<SocketAddr> {
+        Ok(self.socket.peer_addr()?)
+    }
+
     /// The client's address and port, as the client sees them.
     ///
     /// # Errors

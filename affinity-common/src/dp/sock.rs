@@ -1,0 +1,231 @@
+//! Services at the socket: a socket is connected to a backend at once, so that its packets need no translation, and is
+//! told what it has asked for wherever it asks.
+//!
+//! A client is the same one here and at TC, by one affinity entry. A socket knows its namespace only, and `netns_*` says
+//! which address that has; where it does not, the socket is left alone, and TC translates its packets.
+
+use super::{Env, Refused, address, affinity, choice::Choice, hash, slots};
+use crate::{
+    abi::{
+        backends::BackendKey,
+        events::Event,
+        frontends::{Frontend, FrontendKey},
+        netns::{NetnsClient, NetnsKey},
+        sockets::{Socket, SocketCookie, SocketKey},
+    },
+    family::Family,
+    reason::Reason,
+    types::{BackendId, Nanos, Port, Proto},
+};
+
+/// The maps of a family that only sockets need.
+pub trait SocketEnv<F: Family>: Env<F> {
+    /// Who the sockets of a namespace are.
+    fn netns(&self, key: &NetnsKey) -> Option<NetnsClient<F>>;
+    /// What a socket was translated from.
+    fn socket(&self, key: &SocketKey<F>) -> Option<Socket<F>>;
+    /// Adds or replaces an entry; never [`Refused::Exists`].
+    fn socket_put(&self, key: &SocketKey<F>, value: &Socket<F>) -> Result<(), Refused>;
+    /// Removes an entry, if it is there.
+    fn socket_remove(&self, key: &SocketKey<F>);
+}
+
+/// A socket and the address that it names: where it connects or sends to, or whom it hears of.
+pub trait Named<F: Family> {
+    /// The socket.
+    fn cookie(&self) -> SocketCookie;
+    /// The address.
+    fn addr(&self) -> F::Addr;
+    /// The port.
+    fn port(&self) -> Port;
+    /// The socket's protocol.
+    fn proto(&self) -> Proto;
+}
+
+/// A call by which a socket names an address, which can be changed.
+pub trait Call<F: Family>: Named<F> {
+    /// Names another address and port in place of it.
+    fn rename(&mut self, addr: &F::Addr, port: Port);
+}
+
+/// A call by which a socket begins to talk to somebody.
+pub trait Opening<F: Family>: Call<F> {
+    /// The network namespace of the socket.
+    fn netns(&self) -> NetnsKey;
+    /// The address that the socket is bound to or sends from; zeroes where routing is to choose it.
+    fn source(&self) -> F::Addr;
+    /// The address that the socket is connected to already.
+    fn peer_addr(&self) -> F::Addr;
+    /// The port that it is connected to already; 0 where it is not connected.
+    fn peer_port(&self) -> Port;
+}
+
+/// A socket connects: to a backend of the service that it names. To another port of a service's address a TCP socket is
+/// refused; a UDP one is not, for that is how libraries ask which source address they would have (RFC 6724).
+#[inline(always)]
+pub fn connect<F: Family, E: SocketEnv<F>, C: Opening<F>>(env: &E, call: &mut C) -> Reason {
+    let refuses = call.proto() == Proto::TCP;
+    translate(env, call, refuses).unwrap_or_else(|reason| reason)
+}
+
+/// A UDP socket sends to an address that it names: to a backend of that service.
+#[inline(always)]
+pub fn sendmsg<F: Family, E: SocketEnv<F>, C: Opening<F>>(env: &E, call: &mut C) -> Reason {
+    let refuses = call.proto() == Proto::UDP;
+    translate(env, call, refuses).unwrap_or_else(|reason| reason)
+}
+
+/// A UDP socket hears who has sent to it: a backend is named as the service that was asked.
+#[inline(always)]
+pub fn recvmsg<F: Family, E: SocketEnv<F>, C: Call<F>>(env: &E, call: &mut C) -> Reason {
+    if show(env, call) { Reason::Reply } else { Reason::NotReply }
+}
+
+/// A socket hears whom it is connected to: a backend is named as the service that was asked.
+#[inline(always)]
+pub fn getpeername<F: Family, E: SocketEnv<F>, C: Call<F>>(env: &E, call: &mut C) -> Reason {
+    if show(env, call) { Reason::Reply } else { Reason::NotService }
+}
+
+/// A socket that is connected as it says is closed: its client was there until now.
+#[inline(always)]
+pub fn release<F: Family, E: SocketEnv<F>, N: Named<F>>(env: &E, socket: &N) -> Reason {
+    let key = SocketKey::new(socket.cookie(), socket.addr(), socket.port(), socket.proto());
+    let Some(asked) = env.socket(&key) else { return Reason::NotService };
+    touch(env, key.proto, &asked);
+    env.socket_remove(&key);
+    Reason::Closed
+}
+
+/// The client of a socket is there: its affinity is refreshed, if it is the socket's backend's. Returns whether there was
+/// affinity to look after: whether the frontend is still the same service's, and keeps its clients.
+#[inline(always)]
+pub fn touch<F: Family, E: SocketEnv<F>>(env: &E, proto: Proto, socket: &Socket<F>) -> bool {
+    let Some(frontend) = env.frontend(&FrontendKey::new(socket.addr, socket.port, proto)) else { return false };
+    if frontend.service != socket.service || !frontend.has_affinity() {
+        return false;
+    }
+    affinity::touch(env, &frontend, &socket.client, socket.backend, env.now());
+    true
+}
+
+#[inline(always)]
+fn show<F: Family, E: SocketEnv<F>, C: Call<F>>(env: &E, call: &mut C) -> bool {
+    let key = SocketKey::new(call.cookie(), call.addr(), call.port(), call.proto());
+    let Some(asked) = env.socket(&key) else { return false };
+    call.rename(&asked.addr, asked.port);
+    true
+}
+
+/// Names a backend in place of a service. `refuses`: so is another port of a service's address.
+#[inline(always)]
+fn translate<F: Family, E: SocketEnv<F>, C: Opening<F>>(
+    env: &E,
+    call: &mut C,
+    refuses: bool,
+) -> Result<Reason, Reason> {
+    let asked = FrontendKey::new(call.addr(), call.port(), call.proto());
+    if !address::looks(env, &asked.addr).like_service {
+        return Err(Reason::NotService);
+    }
+    let Some(frontend) = env.frontend(&asked) else {
+        let refused = refuses && asked.port != Port::default() && address::is_service(env, &asked.addr);
+        return Err(if refused { Reason::NoSuchPort } else { Reason::NotService });
+    };
+    let cookie = call.cookie();
+    let client = client(env, call, cookie)?;
+    let now = env.now();
+    let choice = choose(env, &frontend, &asked, &client, cookie, now)?;
+    let backend = SocketKey::new(cookie, choice.backend.addr, choice.backend.port, asked.proto);
+    let value = Socket {
+        service: frontend.service,
+        backend: choice.id,
+        client,
+        addr: asked.addr,
+        port: asked.port,
+        zero: [0; 2],
+    };
+    // A TCP socket connects once.
+    let is_known = asked.proto != Proto::TCP && env.socket(&backend).is_some_and(|known| known == value);
+    if !is_known && env.socket_put(&backend, &value).is_err() {
+        return Err(Reason::SocketRefused);
+    }
+    call.rename(&backend.addr, backend.port);
+    if is_known {
+        return Ok(Reason::Established);
+    }
+    env.count_connection(&BackendKey { service: frontend.service, backend: choice.id });
+    if env.wants_events(now) {
+        env.emit(event(&asked, &client, &frontend, &choice, now));
+    }
+    Ok(choice.reason)
+}
+
+/// The address of the client that a socket counts as: what it is bound to or, where routing chooses, its namespace's. A
+/// namespace must be known even for a bound socket: it may be one that is left to TC.
+#[inline(always)]
+fn client<F: Family, E: SocketEnv<F>, C: Opening<F>>(
+    env: &E,
+    call: &C,
+    cookie: SocketCookie,
+) -> Result<F::Addr, Reason> {
+    let Some(netns) = env.netns(&call.netns()) else { return Err(Reason::UnknownClient) };
+    if netns.is_tc_only() {
+        return Err(Reason::LeftToTc);
+    }
+    let source = call.source();
+    if source == F::Addr::default() {
+        return Ok(netns.addr);
+    }
+    let peer_port = call.peer_port();
+    if peer_port != Port::default() {
+        // The address may be what routing has chosen when it was connected: then it goes on as who it was.
+        let key = SocketKey::new(cookie, call.peer_addr(), peer_port, call.proto());
+        if let Some(known) = env.socket(&key) {
+            return Ok(known.client);
+        }
+    }
+    Ok(source)
+}
+
+/// The backend of a socket. Without affinity, one and the same for all that it sends.
+#[inline(always)]
+fn choose<F: Family, E: SocketEnv<F>>(
+    env: &E,
+    frontend: &Frontend,
+    asked: &FrontendKey<F>,
+    client: &F::Addr,
+    cookie: SocketCookie,
+    now: Nanos,
+) -> Result<Choice<F>, Reason> {
+    if frontend.has_affinity() {
+        return affinity::choose(env, frontend, client, now);
+    }
+    let hash = hash::socket(cookie.get(), asked.port, asked.proto, frontend.seed);
+    let (id, backend) = slots::at(env, frontend, hash)?;
+    Ok(Choice { id, backend, previous: BackendId::default(), reason: Reason::Hashed })
+}
+
+/// The port of the client's is not known yet: the kernel chooses it later.
+#[inline(always)]
+fn event<F: Family>(
+    asked: &FrontendKey<F>,
+    client: &F::Addr,
+    frontend: &Frontend,
+    choice: &Choice<F>,
+    now: Nanos,
+) -> Event {
+    Event {
+        at: now.0,
+        service: frontend.service,
+        backend: choice.id,
+        previous: choice.previous,
+        client_port: Port::default(),
+        frontend_port: asked.port,
+        proto: asked.proto,
+        version: F::VERSION,
+        reason: choice.reason as u8,
+        zero: [0; 5],
+        client: F::octets16(client),
+    }
+}

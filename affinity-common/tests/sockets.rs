@@ -1,0 +1,298 @@
+//! The rules of services at the socket, by a clock that is set.
+
+mod world;
+
+use affinity_common::abi::netns::{NetnsClient, NetnsKey, TC_ONLY};
+use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
+use affinity_common::dp::{
+    parse::SYN,
+    sock::{self, Call, Named, Opening},
+};
+use affinity_common::family::Family;
+use affinity_common::reason::{Reason, Verdict};
+use affinity_common::testing::{Faults, Wire};
+use affinity_common::types::{Nanos, Port, Proto};
+use world::{End, Service, State, World};
+
+const CLIENT: End = ([10, 244, 0, 11], 40_000);
+const OTHER: [u8; 4] = [10, 244, 0, 12];
+const SECOND: u64 = 1_000_000_000;
+const NETNS: NetnsKey = NetnsKey { cookie: 4026 };
+
+/// A sticky and a spreading service of TCP, and the same of UDP, for a client that is known.
+fn world<F: Wire>() -> World<F> {
+    let services = vec![
+        Service::new(1, Proto::TCP, 10),
+        Service::new(2, Proto::TCP, 0),
+        Service::new(3, Proto::UDP, 10),
+        Service::new(4, Proto::UDP, 0),
+    ];
+    let world = World::new(1_000, services);
+    know(&world, CLIENT.0, 0);
+    world
+}
+
+fn know<F: Wire>(world: &World<F>, client: [u8; 4], flags: u32) {
+    world.env.set_netns(NETNS, NetnsClient { addr: F::addr(client), flags });
+}
+
+/// A socket as a call finds it.
+#[derive(Clone, Copy, Debug)]
+struct Fake<F: Family> {
+    cookie: u64,
+    netns: NetnsKey,
+    addr: F::Addr,
+    port: Port,
+    proto: Proto,
+    source: F::Addr,
+    peer: (F::Addr, Port),
+}
+
+impl<F: Wire> Fake<F> {
+    fn to(service: &Service, cookie: u64) -> Self {
+        Self {
+            cookie,
+            netns: NETNS,
+            addr: F::addr(service.frontend.0),
+            port: Port::new(service.frontend.1),
+            proto: service.proto,
+            source: F::Addr::default(),
+            peer: (F::Addr::default(), Port::default()),
+        }
+    }
+
+    /// The place of the backend that it names now.
+    fn place(&self) -> Option<usize> {
+        (0..4).find(|&place| {
+            let (addr, port) = Service::address(place);
+            self.addr == F::addr(addr) && self.port == Port::new(port)
+        })
+    }
+
+    /// Whether it names the service.
+    fn names(&self, service: &Service) -> bool {
+        self.addr == F::addr(service.frontend.0) && self.port == Port::new(service.frontend.1)
+    }
+}
+
+impl<F: Family> Named<F> for Fake<F> {
+    fn cookie(&self) -> SocketCookie {
+        SocketCookie::new(self.cookie)
+    }
+    fn addr(&self) -> F::Addr {
+        self.addr
+    }
+    fn port(&self) -> Port {
+        self.port
+    }
+    fn proto(&self) -> Proto {
+        self.proto
+    }
+}
+
+impl<F: Family> Call<F> for Fake<F> {
+    fn rename(&mut self, addr: &F::Addr, port: Port) {
+        (self.addr, self.port) = (*addr, port);
+    }
+}
+
+impl<F: Family> Opening<F> for Fake<F> {
+    fn netns(&self) -> NetnsKey {
+        self.netns
+    }
+    fn source(&self) -> F::Addr {
+        self.source
+    }
+    fn peer_addr(&self) -> F::Addr {
+        self.peer.0
+    }
+    fn peer_port(&self) -> Port {
+        self.peer.1
+    }
+}
+
+/// Connects a socket; returns why it ended so, and the socket.
+fn connect<F: Wire>(world: &World<F>, service: usize, cookie: u64) -> (Reason, Fake<F>) {
+    let mut socket = Fake::to(&world.services[service], cookie);
+    (sock::connect(&world.env, &mut socket), socket)
+}
+
+fn a_client_is_the_same_by_socket_and_by_packet<F: Wire>() {
+    let world = world::<F>();
+    let (reason, socket) = connect(&world, 0, 1);
+    assert_eq!(reason, Reason::AffinityNew);
+    let place = socket.place().expect("a backend");
+    assert_eq!(world.send(0, CLIENT, SYN), (Reason::AffinityHit, place));
+    let (reason, socket) = connect(&world, 0, 2);
+    assert_eq!((reason, socket.place()), (Reason::AffinityHit, Some(place)));
+    assert_eq!(world.env.affinity_entries().len(), 1);
+    assert_eq!(world.env.connections(&world.services[0].backend_key(place)), 3);
+}
+
+fn a_socket_is_shown_the_service_and_no_other_one_is<F: Wire>() {
+    let world = world::<F>();
+    let (_, mut socket) = connect(&world, 2, 1);
+    let mut stranger = Fake { cookie: 2, ..socket };
+    assert_eq!(sock::getpeername(&world.env, &mut stranger), Reason::NotService);
+    assert_eq!(sock::recvmsg(&world.env, &mut stranger), Reason::NotReply);
+    assert!(stranger.place().is_some());
+    let mut heard = socket;
+    assert_eq!(sock::recvmsg(&world.env, &mut heard), Reason::Reply);
+    assert!(heard.names(&world.services[2]));
+    assert_eq!(sock::getpeername(&world.env, &mut socket), Reason::Reply);
+    assert!(socket.names(&world.services[2]));
+}
+
+fn what_is_no_services_is_left_alone<F: Wire>() {
+    let world = world::<F>();
+    let service = &world.services[0];
+    let elsewhere = Fake::<F> { addr: F::addr([192, 0, 2, 1]), ..Fake::to(service, 1) };
+    let ping = Fake::<F> { proto: Proto { number: 1 }, ..Fake::to(service, 1) };
+    let asks_for_its_source = Fake::<F> { proto: Proto::UDP, ..Fake::to(service, 1) };
+    let no_port = Fake::<F> { port: Port::default(), ..Fake::to(service, 1) };
+    for asked in [elsewhere, ping, asks_for_its_source, no_port] {
+        let mut socket = asked;
+        assert_eq!(sock::connect(&world.env, &mut socket), Reason::NotService, "{asked:?}");
+        assert_eq!((socket.addr, socket.port), (asked.addr, asked.port));
+    }
+    assert_eq!(world.env.writes(), 0);
+}
+
+fn another_port_of_a_service_is_refused<F: Wire>() {
+    let world = world::<F>();
+    let mut tcp = Fake::<F> { port: Port::new(81), ..Fake::to(&world.services[0], 1) };
+    assert_eq!(sock::connect(&world.env, &mut tcp), Reason::NoSuchPort);
+    let mut udp = Fake::<F> { port: Port::new(81), ..Fake::to(&world.services[2], 1) };
+    assert_eq!(sock::sendmsg(&world.env, &mut udp), Reason::NoSuchPort);
+    assert_ne!(Reason::NoSuchPort.verdict(), Verdict::Pass);
+}
+
+fn a_namespace_that_is_not_known_or_left_to_tc_is_left_alone<F: Wire>() {
+    let world = world::<F>();
+    for bound in [F::Addr::default(), F::addr(CLIENT.0)] {
+        let service = &world.services[0];
+        let mut socket = Fake::<F> { netns: NetnsKey { cookie: 1 }, source: bound, ..Fake::to(service, 1) };
+        assert_eq!(sock::connect(&world.env, &mut socket), Reason::UnknownClient);
+        know(&world, CLIENT.0, TC_ONLY);
+        let mut left = Fake::<F> { source: bound, ..Fake::to(service, 1) };
+        assert_eq!(sock::connect(&world.env, &mut left), Reason::LeftToTc);
+        assert!(socket.names(service) && left.names(service));
+    }
+    assert_eq!(world.env.writes(), 0);
+}
+
+fn a_bound_source_is_who_the_socket_is_unless_it_is_of_an_earlier_connection<F: Wire>() {
+    let world = world::<F>();
+    let mut bound = Fake::<F> { source: F::addr(OTHER), ..Fake::to(&world.services[0], 1) };
+    assert_eq!(sock::connect(&world.env, &mut bound), Reason::AffinityNew);
+    let entries = world.env.affinity_entries();
+    assert!(entries.len() == 1 && entries[0].0.client == F::addr(OTHER));
+    // Routing has given this one its address when it was connected.
+    let (_, first) = connect(&world, 2, 2);
+    let peer = (first.addr, first.port);
+    let mut again = Fake::<F> { source: F::addr(OTHER), peer, ..Fake::to(&world.services[2], 2) };
+    assert_eq!(sock::connect(&world.env, &mut again), Reason::Established);
+    assert_eq!((again.addr, again.port), peer);
+    assert_eq!(world.env.affinity_entries().len(), 2);
+}
+
+fn a_datagram_of_a_known_socket_writes_no_map_and_is_no_connection<F: Wire>() {
+    for (service, first) in [(2, Reason::AffinityNew), (3, Reason::Hashed)] {
+        let world = world::<F>();
+        let send = || {
+            let mut socket = Fake::<F>::to(&world.services[service], 7);
+            (sock::sendmsg(&world.env, &mut socket), socket.place().expect("a backend"))
+        };
+        let (reason, place) = send();
+        assert_eq!(reason, first);
+        let writes = world.env.writes();
+        for _ in 0..60 {
+            world.env.sleep(Nanos(SECOND));
+            // Without a refresh the affinity would end after 10 s.
+            assert_eq!(send(), (Reason::Established, place));
+        }
+        assert_eq!(world.env.writes(), writes);
+        assert_eq!(world.env.connections(&world.services[service].backend_key(place)), 1);
+    }
+}
+
+fn a_socket_that_closes_was_in_use_until_then<F: Wire>() {
+    let world = world::<F>();
+    let (_, socket) = connect(&world, 0, 1);
+    world.env.sleep(Nanos(9 * SECOND));
+    assert_eq!(sock::release(&world.env, &socket), Reason::Closed);
+    assert!(world.env.socket_entries().is_empty());
+    world.env.sleep(Nanos(9 * SECOND));
+    assert_eq!(connect(&world, 0, 2).0, Reason::AffinityHit);
+    assert_eq!(sock::release(&world.env, &socket), Reason::NotService);
+}
+
+fn a_touch_refreshes_the_sockets_own_backends_entry_and_no_other<F: Wire>() {
+    let mut world = world::<F>();
+    let (_, socket) = connect(&world, 0, 1);
+    let place = socket.place().expect("a backend");
+    let (key, known): (SocketKey<F>, Socket<F>) = world.env.socket_entries()[0];
+    let used = |world: &World<F>| world.env.affinity_entries()[0].1.last_used;
+    world.env.sleep(Nanos(5 * SECOND));
+    let before = used(&world);
+    let other = Socket { backend: world.services[0].backend_id((place + 1) % 4), ..known };
+    assert!(sock::touch(&world.env, key.proto, &other));
+    assert_eq!(used(&world), before);
+    assert!(sock::touch(&world.env, key.proto, &known));
+    assert_ne!(used(&world), before);
+    // The frontend is another service's now, or keeps nobody.
+    let stranger = Socket { service: world.services[1].service_id(), ..known };
+    assert!(!sock::touch(&world.env, key.proto, &stranger));
+    world.services[0].timeout = 0;
+    world.program(0);
+    assert!(!sock::touch(&world.env, key.proto, &known));
+}
+
+fn without_a_backend_a_socket_is_refused_and_leaves_no_trace<F: Wire>() {
+    let mut world = world::<F>();
+    for service in 0..4 {
+        world.services[service].backends.fill(State::Gone);
+        world.program(service);
+        let mut socket = Fake::<F>::to(&world.services[service], 1);
+        assert_eq!(sock::connect(&world.env, &mut socket), Reason::NoBackend);
+        assert_eq!(sock::sendmsg(&world.env, &mut socket), Reason::NoBackend);
+    }
+    assert_eq!(world.env.writes(), 0);
+    assert_ne!(Reason::NoBackend.verdict(), Verdict::Pass);
+}
+
+fn where_the_map_of_sockets_refuses_the_packets_are_translated<F: Wire>() {
+    let world = world::<F>();
+    world.env.set_faults(Faults { sockets_full: true, ..Faults::default() });
+    let (reason, socket) = connect(&world, 0, 1);
+    assert_eq!(reason, Reason::SocketRefused);
+    assert!(socket.names(&world.services[0]) && reason.verdict() == Verdict::Pass);
+    assert_eq!(world.send(0, CLIENT, SYN).0, Reason::AffinityHit);
+}
+
+fn a_choice_makes_an_event_while_a_reader_asks<F: Wire>() {
+    let world = world::<F>();
+    connect(&world, 0, 1);
+    assert!(world.env.take_events().is_empty());
+    world.env.want_events(true);
+    connect(&world, 0, 2);
+    let events = world.env.take_events();
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].reason, Reason::AffinityHit as u8);
+    assert_eq!(events[0].client, F::octets16(&F::addr(CLIENT.0)));
+}
+
+in_both_families! {
+    a_client_is_the_same_by_socket_and_by_packet,
+    a_socket_is_shown_the_service_and_no_other_one_is,
+    what_is_no_services_is_left_alone,
+    another_port_of_a_service_is_refused,
+    a_namespace_that_is_not_known_or_left_to_tc_is_left_alone,
+    a_bound_source_is_who_the_socket_is_unless_it_is_of_an_earlier_connection,
+    a_datagram_of_a_known_socket_writes_no_map_and_is_no_connection,
+    a_socket_that_closes_was_in_use_until_then,
+    a_touch_refreshes_the_sockets_own_backends_entry_and_no_other,
+    without_a_backend_a_socket_is_refused_and_leaves_no_trace,
+    where_the_map_of_sockets_refuses_the_packets_are_translated,
+    a_choice_makes_an_event_while_a_reader_asks,
+}
