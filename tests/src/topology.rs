@@ -444,6 +444,23 @@ fn connect(
     })
 }
 
+/// Joins two namespaces by a veth pair of the given names, both ends up.
+///
+/// # Errors
+/// Where a name is taken, or the kernel refuses.
+pub fn join((netns, name): (&Netns, &str), (peer, peer_name): (&Netns, &str), mtu: u32) -> Result<()> {
+    let end = LinkMessageBuilder::<LinkUnspec>::new().name(peer_name).mtu(mtu).setns_by_fd(peer.as_raw_fd()).build();
+    let pair = LinkMessageBuilder::<LinkVeth>::new(name, peer_name)
+        .mtu(mtu)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(end)))
+        .build();
+    netns.netlink(async |handle| {
+        handle.link().add(pair).execute().await?;
+        netlink::set_up(&handle, name).await
+    })?;
+    peer.netlink(async |handle| netlink::set_up(&handle, peer_name).await)
+}
+
 fn add_bridge(node: &Node, options: &LabOptions) -> Result<()> {
     let gateways = options.families.choose(POD_GATEWAY);
     node.netns.netlink(async |handle| {
