@@ -7,9 +7,12 @@ use affinity_common::abi::affinity::{Affinity, AffinityKey};
 use affinity_common::abi::counters::Counter;
 use affinity_common::abi::frontends::FrontendKey;
 use affinity_common::abi::slots::Slot;
-use affinity_common::types::{Port, Proto, Seconds};
+use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
+use affinity_common::family::{V4, V6};
+use affinity_common::types::{BackendId, Port, Proto, Seconds, Ticks};
 use affinity_tests::mountns::{BPFFS, MountNs};
 use affinity_tests::privilege::require_root;
+use affinity_tests::programs::now;
 use affinity_user::loader::{Datapath, Options, Sizes};
 use affinity_user::model::{ServiceName, ServicePortName};
 use affinity_user::plan::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, ServicePlan};
@@ -154,6 +157,46 @@ fn affinity_entries_and_counters_are_read_and_taken_out() -> Result<()> {
         let left = tables.v4.affinity.keys()?;
         assert_eq!(left.len(), 50);
         assert!(left.iter().all(|key| key.service == ids[1]));
+        Ok(())
+    })
+}
+
+#[test]
+fn affinity_is_refreshed_by_the_datapaths_own_hand() -> Result<()> {
+    require_root();
+    MountNs::for_node()?.enter(|| {
+        let pin_dir = PathBuf::from(BPFFS).join("affinity");
+        let mut datapath = Datapath::open(&Options { pin_dir: pin_dir.clone(), ..Options::default() })?;
+        // A second one is another handle.
+        let touch = datapath.touch().and_then(|_| datapath.touch())?;
+        let mut reconciler = open(&pin_dir)?;
+        reconciler.synced();
+        reconciler.reconcile([service(1, Some(60), &[1, 2]), service(2, None, &[1])]);
+        let mut tables = bpf::open_pinned(&pin_dir)?;
+        let client = [10, 244, 0, 11];
+        let proto = Proto::TCP;
+        let key = SocketKey::<V4>::new(SocketCookie::new(7), [10, 244, 1, 1], Port::new(8080), proto);
+        let frontend = |n: u8| FrontendKey::<V4>::new([10, 96, 0, n], Port::new(80), proto);
+        let id = tables.v4.frontends.get(&frontend(1))?.ok_or_else(|| anyhow!("no frontend"))?.service;
+        let backend = tables.v4.backends.keys()?[0].backend;
+        let socket = Socket { service: id, backend, client, addr: [10, 96, 0, 1], port: Port::new(80), zero: [0; 2] };
+        let entry = AffinityKey::new(client, id, 0);
+        // Five seconds ago, but also on a machine that has just been started.
+        let then = Ticks { at: now()?.ticks().at.wrapping_sub(300) };
+        let used = Affinity { backend, last_used: then, since: then, zero: 0 };
+        tables.v4.affinity.insert(&entry, &used)?;
+
+        let other = BackendId { id: backend.id + 1 };
+        assert!(touch.touch(&key, &Socket { backend: other, ..socket })?);
+        assert_eq!(tables.v4.affinity.get(&entry)?, Some(used), "another backend's entry is left alone");
+        assert!(touch.touch(&key, &socket)?);
+        let refreshed = tables.v4.affinity.get(&entry)?.ok_or_else(|| anyhow!("no entry"))?;
+        assert!(refreshed.last_used.age(now()?).0 < 1_000_000_000 && refreshed.since == then, "{refreshed:?}");
+        assert!(!touch.touch(&key, &Socket { addr: [10, 96, 0, 9], ..socket })?, "no such frontend");
+        let spread = tables.v4.frontends.get(&frontend(2))?.ok_or_else(|| anyhow!("no frontend"))?.service;
+        assert!(!touch.touch(&key, &Socket { service: spread, addr: [10, 96, 0, 2], ..socket })?, "no affinity");
+        let v6 = SocketKey::<V6>::default();
+        assert!(!touch.touch(&v6, &Socket::<V6>::default())?);
         Ok(())
     })
 }
