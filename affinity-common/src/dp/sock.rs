@@ -174,7 +174,7 @@ fn client<F: Family, E: SocketEnv<F>, C: Opening<F>>(
         return Err(Reason::LeftToTc);
     }
     let source = call.source();
-    if source == F::Addr::default() {
+    if source == F::Addr::default() || source == netns.addr {
         return Ok(netns.addr);
     }
     let peer_port = call.peer_port();
