@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use affinity_user::loader::cgroup;
@@ -25,13 +26,17 @@ impl ThreadCgroup {
     /// # Errors
     /// Where there is no cgroup v2 file system, or it can't be written to.
     pub fn enter() -> Result<Self> {
+        static MOVING: Mutex<()> = Mutex::new(());
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let process = cgroup::find(None)?.join("affinity-tests");
         fs::create_dir_all(&process).with_context(|| process.display().to_string())?;
-        // The whole process first: threads can be parted only below the cgroup of their process.
-        let is_there = in_cgroup(&process)?;
-        if !is_there {
-            write(&process.join("cgroup.procs"), "0")?;
+        {
+            // The whole process first: threads can be parted only below the cgroup of their process. Once, for it takes along
+            // threads that have a cgroup of their own already.
+            let _one_by_one = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
+            if !in_cgroup(&process)? {
+                write(&process.join("cgroup.procs"), "0")?;
+            }
         }
         let path = process.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&path).with_context(|| path.display().to_string())?;

@@ -14,7 +14,7 @@ use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
 use affinity_tests::topology::{ETH0, Families, Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, HttpConnection, UdpClient};
-use affinity_tests::{mountns, netlink};
+use affinity_tests::{mountns, netlink, wait};
 use affinity_user::tables::{FamilyTables, bpf};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -267,7 +267,8 @@ fn a_bound_source_address_is_who_the_socket_is() -> Result<()> {
             netlink::add_address(&handle, eth0, source.ip(), if source.is_ipv4() { 32 } else { 128 }).await
         })?;
         netns.enter(|| {
-            let socket = UdpSocket::bind(source)?;
+            // An IPv6 address is tentative for a moment, though nobody is asked about it.
+            let socket = wait::until("the address", SECOND, || Ok(UdpSocket::bind(source).ok()))?;
             socket.connect(service)?;
             // Again: connected as it is, it goes on as who it was.
             Ok(socket.connect(service)?)
