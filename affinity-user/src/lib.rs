@@ -17,6 +17,7 @@ pub mod monitor;
 pub mod object;
 pub mod plan;
 pub mod reconcile;
+pub mod sockets;
 pub mod sources;
 pub mod status;
 pub mod tables;

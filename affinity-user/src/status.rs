@@ -12,6 +12,7 @@ use thiserror::Error;
 use crate::loader::Attachment;
 use crate::loader::cgroup::CgroupAttachment;
 use crate::model::Rejection;
+use crate::sockets::keeper::SocketsStatus;
 
 /// Where the daemon writes unless told otherwise.
 pub const STATE_DIR: &str = "/run/affinity";
@@ -53,6 +54,9 @@ pub struct StatusFile {
     /// The cgroup whose sockets are served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<CgroupAttachment>,
+    /// How they are looked after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<SocketsStatus>,
 }
 
 /// A source.
@@ -129,6 +133,7 @@ impl StatusFile {
             problems: Vec::new(),
             attachments: Vec::new(),
             cgroup: None,
+            sockets: None,
         })
     }
 

@@ -1,23 +1,26 @@
 //! Socket load balancing: real sockets of every kind, in pods and on the node, at a cgroup of the test's own.
 
+use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use affinity_common::abi::netns::{NetnsClient, NetnsKey, TC_ONLY};
-use affinity_common::family::{Family, V4, V6};
+use affinity_common::abi::netns::{NetnsKey, TC_ONLY};
+use affinity_common::family::{Family as _, V4, V6};
 use affinity_tests::cgroup::ThreadCgroup;
 use affinity_tests::daemon::{Daemon, DaemonOptions, PIN_DIR, SourceDir};
 use affinity_tests::netns::Netns;
 use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
-use affinity_tests::topology::{ETH0, Families, Lab, LabOptions};
+use affinity_tests::topology::{ETH0, Families, Host, Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, HttpConnection, UdpClient};
 use affinity_tests::{mountns, netlink, wait};
-use affinity_user::tables::{FamilyTables, bpf};
+use affinity_user::tables::bpf;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use tempfile::TempDir;
 
 const SECOND: Duration = Duration::from_secs(1);
 const POD_PORT: u16 = 8080;
@@ -33,44 +36,73 @@ struct Site {
     _pods: Vec<Backend>,
     lab: Lab,
     source: SourceDir,
+    /// Where namespaces are held.
+    namespaces: TempDir,
     cgroup: ThreadCgroup,
 }
 
 impl Site {
-    fn new() -> Result<Self> {
+    /// Of nobody's but the node's own namespace anything is known.
+    fn new(arguments: &[&str]) -> Result<Self> {
+        let site = Self::stopped(arguments)?;
+        site.started()
+    }
+
+    /// With all clients known.
+    fn known() -> Result<Self> {
+        let site = Self::stopped(&[])?;
+        for client in &site.lab.clients {
+            site.hold(client)?;
+        }
+        site.started()
+    }
+
+    fn stopped(arguments: &[&str]) -> Result<Self> {
         require_root();
         let cgroup = ThreadCgroup::enter()?;
         let lab = Lab::new(LabOptions { families: Families::Dual, ..LabOptions::default() })?;
         let pods = lab.backends.iter().map(|host| Backend::start(host, POD_PORT)).collect::<Result<_>>()?;
         let source = SourceDir::new()?;
-        write(&source, &lab, Endpoint::Ready)?;
-        let mut options = DaemonOptions::new(source.source());
+        write(&source, &[(Endpoint::Ready, &lab.backends[..])], 10_800)?;
+        let namespaces = tempfile::Builder::new().prefix("affinity-netns-").tempdir()?;
+        let directory = namespaces.path().display().to_string();
+        let mut options = DaemonOptions::new(source.source())
+            .arguments(["--netns-dir", &directory, "--netns-interval", "1", "--socket-sweep-interval", "1"])
+            .arguments(arguments.iter().copied());
         options.cgroup = Some(cgroup.path().to_owned());
-        let daemon = Daemon::start(&lab.node, options)?;
-        Ok(Self { daemon, _pods: pods, lab, source, cgroup })
+        let daemon = Daemon::stopped(&lab.node, options)?;
+        Ok(Self { daemon, _pods: pods, lab, source, namespaces, cgroup })
     }
 
-    /// With all clients and the node known.
-    fn known() -> Result<Self> {
-        let site = Self::new()?;
-        for client in &site.lab.clients {
-            site.know(&client.netns, &client.addresses, 0)?;
-        }
-        site.know(&site.lab.node.netns, &site.lab.node.addresses, 0)?;
-        Ok(site)
+    fn started(mut self) -> Result<Self> {
+        self.daemon.resume()?;
+        Ok(self)
     }
 
-    /// Writes who the sockets of a namespace are.
-    fn know(&self, netns: &Netns, addresses: &[IpAddr], flags: u32) -> Result<()> {
+    /// Lets the daemon see a host's namespace, as a CNI plugin does.
+    fn hold(&self, host: &Host) -> Result<()> {
+        Ok(symlink(host.netns.path(), self.namespaces.path().join(&host.name))?)
+    }
+
+    /// The namespace is gone.
+    fn let_go(&self, host: &Host) -> Result<()> {
+        Ok(fs::remove_file(self.namespaces.path().join(&host.name))?)
+    }
+
+    /// Who the sockets of a host are: address and flags, in either family.
+    fn who(&self, netns: &Netns) -> Result<Vec<(IpAddr, u32)>> {
         let key = NetnsKey { cookie: netns.cookie()? };
         self.lab.node.mounts.enter(|| {
-            let mut tables = bpf::open_pinned(Path::new(PIN_DIR))?;
-            for address in addresses {
-                know::<V4>(&mut tables.v4, key, *address, flags)?;
-                know::<V6>(&mut tables.v6, key, *address, flags)?;
-            }
-            Ok(())
+            let tables = bpf::open_pinned(Path::new(PIN_DIR))?;
+            let v4 = tables.v4.netns.get(&key)?.map(|client| (V4::to_ip(&client.addr), client.flags));
+            let v6 = tables.v6.netns.get(&key)?.map(|client| (V6::to_ip(&client.addr), client.flags));
+            Ok(v4.into_iter().chain(v6).collect())
         })
+    }
+
+    fn wait_for(&self, netns: &Netns, who: &[(IpAddr, u32)]) -> Result<()> {
+        wait::until_true("a namespace to be known", 5 * SECOND, || Ok(self.who(netns)? == who))
+            .with_context(|| format!("{:?} and not {who:?}", self.who(netns)))
     }
 
     /// How often a program has ended so.
@@ -87,28 +119,29 @@ impl Site {
     }
 }
 
-fn know<F: Family>(tables: &mut FamilyTables<F>, key: NetnsKey, address: IpAddr, flags: u32) -> Result<()> {
-    if let Some(addr) = F::from_ip(address) {
-        tables.netns.insert(&key, &NetnsClient { addr, flags })?;
-    }
-    Ok(())
-}
-
-fn write(source: &SourceDir, lab: &Lab, state: Endpoint) -> Result<()> {
+/// Both services, with pods in the given states.
+fn write(source: &SourceDir, pods: &[(Endpoint, &[Host])], timeout: i32) -> Result<()> {
     for (name, frontends, sticky) in [("sticky", STICKY, true), ("spread", SPREAD, false)] {
         let [v4, v6] = frontends.map(|text| text.parse::<SocketAddr>().map(|address| address.ip()));
         let service = ServiceObject::new(name).tcp("http", 80, POD_PORT).udp("udp", 80, POD_PORT).cluster_ips(v4?, v6?);
-        let service = if sticky { service.affinity(10_800) } else { service.no_affinity() }.build();
+        let service = if sticky { service.affinity(timeout) } else { service.no_affinity() }.build();
         let slices = [0, 1].map(|family| {
-            let slice = SliceObject::of(name, &family.to_string()).tcp("http", POD_PORT).udp("udp", POD_PORT);
-            let add = |slice: SliceObject, host: &affinity_tests::topology::Host| {
-                slice.endpoint(host.addresses[family], state).pod(&host.name)
-            };
-            lab.backends.iter().fold(slice, add).build()
+            let mut slice = SliceObject::of(name, &family.to_string()).tcp("http", POD_PORT).udp("udp", POD_PORT);
+            for (state, host) in pods.iter().flat_map(|(state, hosts)| hosts.iter().map(move |host| (*state, host))) {
+                slice = slice.endpoint(host.addresses[family], state).pod(&host.name);
+            }
+            slice.build()
         });
         source.write(name, &[&service as &dyn Document, &slices[0], &slices[1]])?;
     }
     Ok(())
+}
+
+fn add_address(netns: &Netns, interface: &str, address: IpAddr) -> Result<()> {
+    netns.netlink(async |handle| {
+        let index = netlink::link(&handle, interface).await?.index;
+        netlink::add_address(&handle, index, address, if address.is_ipv4() { 32 } else { 128 }).await
+    })
 }
 
 /// The address as a socket of IPv6 has it.
@@ -197,20 +230,29 @@ fn without_affinity_sockets_spread_and_each_keeps_its_pod() -> Result<()> {
 
 #[test]
 fn a_client_that_comes_by_packets_and_by_sockets_has_one_entry() -> Result<()> {
-    let site = Site::new()?;
-    for (client, service) in [(0, STICKY[0]), (1, STICKY[1])] {
+    let site = Site::new(&[])?;
+    for (client, service, second) in [(0, STICKY[0], "10.244.0.70"), (1, STICKY[1], "fd00:10:244::70")] {
         let client = &site.lab.clients[client];
         let service = service.parse()?;
         let before = site.counted("connect", "unknown-client")?;
         let pod = ways::tcp(&client.netns, service)?;
         assert_eq!(site.counted("connect", "unknown-client")?, before + 1);
-        site.know(&client.netns, &client.addresses, 0)?;
+        site.hold(client)?;
+        let [v4, v6] = client.addresses[..] else { anyhow::bail!("both families") };
+        site.wait_for(&client.netns, &[(v4, 0), (v6, 0)])?;
         let hits = site.counted("connect", "affinity-hit")?;
         assert_eq!(ways::tcp(&client.netns, service)?, pod);
         assert_eq!(site.counted("connect", "affinity-hit")?, hits + 1);
-        site.know(&client.netns, &client.addresses, TC_ONLY)?;
+        // With a second address it is no one client any more.
+        let second: IpAddr = second.parse()?;
+        add_address(&client.netns, ETH0, second)?;
+        let flags = |family: bool| if second.is_ipv4() == family { TC_ONLY } else { 0 };
+        let first = |own: IpAddr| if second.is_ipv4() == own.is_ipv4() { own.min(second) } else { own };
+        site.wait_for(&client.netns, &[(first(v4), flags(true)), (first(v6), flags(false))])?;
         let left = site.counted("connect", "left-to-tc")?;
-        assert_eq!(ways::tcp(&client.netns, service)?, pod);
+        let own = if second.is_ipv4() { v4 } else { v6 };
+        let bound = ClientOptions { source: Some(SocketAddr::new(own, 0)), ..options() };
+        assert_eq!(HttpConnection::open(&client.netns, service, &bound)?.get()?.backend, pod);
         assert_eq!(site.counted("connect", "left-to-tc")?, left + 1);
     }
     // One for each of the two clients.
@@ -227,7 +269,7 @@ fn refused<T>(what: &str, result: std::io::Result<T>, since: Instant) {
 #[test]
 fn without_backends_sockets_are_refused_at_once() -> Result<()> {
     let site = Site::known()?;
-    write(&site.source, &site.lab, Endpoint::NotReady)?;
+    write(&site.source, &[(Endpoint::NotReady, &site.lab.backends[..])], 10_800)?;
     site.daemon
         .cli()
         .wait_for_service("default/sticky", 10 * SECOND, |row| row.is_some_and(|row| row.eligible == 0))?;
@@ -262,10 +304,8 @@ fn a_bound_source_address_is_who_the_socket_is() -> Result<()> {
     let netns = &site.lab.clients[0].netns;
     for (source, service) in [("10.244.0.77:0", STICKY[0]), ("[fd00:10:244::77]:0", STICKY[1])] {
         let (source, service): (SocketAddr, SocketAddr) = (source.parse()?, service.parse()?);
-        netns.netlink(async |handle| {
-            let eth0 = netlink::link(&handle, ETH0).await?.index;
-            netlink::add_address(&handle, eth0, source.ip(), if source.is_ipv4() { 32 } else { 128 }).await
-        })?;
+        // Not one of those by which the namespace is known.
+        add_address(netns, "lo", source.ip())?;
         netns.enter(|| {
             // An IPv6 address is tentative for a moment, though nobody is asked about it.
             let socket = wait::until("the address", SECOND, || Ok(UdpSocket::bind(source).ok()))?;
@@ -324,7 +364,7 @@ fn another_cgroup_takes_the_place_of_the_first_and_off_takes_it_away() -> Result
     let (service, netns) = (STICKY[0].parse()?, site.lab.clients[0].netns.clone());
     // This one has no processes.
     let other = site.cgroup.path().with_extension("other");
-    std::fs::create_dir(&other)?;
+    fs::create_dir(&other)?;
     let at = |site: &mut Site, cgroup: Option<PathBuf>| -> Result<u64> {
         site.daemon.terminate()?;
         site.daemon.options().cgroup = cgroup;
@@ -336,7 +376,7 @@ fn another_cgroup_takes_the_place_of_the_first_and_off_takes_it_away() -> Result
     ways::tcp(&netns, service)?;
     let own = site.cgroup.path().to_owned();
     let seen = [at(&mut site, Some(own))?, at(&mut site, Some(other.clone()))?, at(&mut site, None)?];
-    std::fs::remove_dir(&other)?;
+    fs::remove_dir(&other)?;
     assert_eq!(seen, [1, 0, 0]);
     assert_eq!(site.pins()?, Vec::<String>::new());
     Ok(())
@@ -354,6 +394,110 @@ fn a_path_that_is_no_cgroup_is_told_in_a_line_before_anything_is_loaded() -> Res
     ensure!(!output.status.success(), "{error}");
     assert_eq!(error.trim_end().lines().count(), 1, "{error}");
     assert!(error.contains("/proc is no cgroup") && error.contains("--socket-lb off"), "{error}");
-    assert_eq!(std::fs::read_dir(pins.path())?.count(), 0);
+    assert_eq!(fs::read_dir(pins.path())?.count(), 0);
+    Ok(())
+}
+
+#[test]
+fn what_is_known_of_a_pod_comes_and_goes_with_it() -> Result<()> {
+    let mut site = Site::new(&[])?;
+    let host = site.lab.add_client()?.clone();
+    site.hold(&host)?;
+    let [v4, v6] = host.addresses[..] else { anyhow::bail!("both families") };
+    site.wait_for(&host.netns, &[(v4, 0), (v6, 0)])?;
+    // The node is one client whatever addresses it has.
+    let [v4, v6] = site.lab.node.addresses[..] else { anyhow::bail!("both families") };
+    site.wait_for(&site.lab.node.netns, &[(v4, 0), (v6, 0)])?;
+    site.let_go(&host)?;
+    site.wait_for(&host.netns, &[])?;
+    let status = site.daemon.cli().json(&["status"])?;
+    assert_eq!(status.pointer("/sockets/problems"), Some(&serde_json::json!([])), "{status}");
+    // A file that holds none, and one that leads nowhere.
+    fs::write(site.namespaces.path().join("file"), "")?;
+    symlink("/does/not/exist", site.namespaces.path().join("nowhere"))?;
+    site.hold(&host)?;
+    site.wait_for(&host.netns, &[(host.addresses[0], 0), (host.addresses[1], 0)])?;
+    Ok(())
+}
+
+#[test]
+fn pods_can_be_left_to_tc_and_the_node_is_not() -> Result<()> {
+    let site = Site::stopped(&["--socket-lb-pods", "off"])?;
+    let client = site.lab.clients[0].clone();
+    site.hold(&client)?;
+    let site = site.started()?;
+    for service in STICKY {
+        let service = service.parse()?;
+        let before = (site.counted("connect", "left-to-tc")?, site.counted("connect", "affinity-new")?);
+        ways::tcp(&client.netns, service)?;
+        ways::tcp(&site.lab.node.netns, service)?;
+        let after = (site.counted("connect", "left-to-tc")?, site.counted("connect", "affinity-new")?);
+        assert_eq!(after, (before.0 + 1, before.1 + 1));
+    }
+    Ok(())
+}
+
+#[test]
+fn an_open_connection_keeps_its_client_though_nothing_is_sent() -> Result<()> {
+    const TIMEOUT: u32 = 3;
+    let site = Site::known()?;
+    write(&site.source, &[(Endpoint::Ready, &site.lab.backends[..])], 3)?;
+    site.daemon.cli().wait_for_service("default/sticky", 10 * SECOND, |row| {
+        row.is_some_and(|row| row.affinity_timeout_seconds == Some(TIMEOUT))
+    })?;
+    let (held, closed) = (&site.lab.clients[0].netns, &site.lab.clients[1].netns);
+    for service in STICKY {
+        let service: SocketAddr = service.parse()?;
+        let mut open = HttpConnection::open(held, service, &options())?;
+        let pod = open.get()?.backend;
+        ways::tcp(closed, service)?;
+        std::thread::sleep(SECOND * (TIMEOUT + 2));
+        let before = (site.counted("connect", "affinity-hit")?, site.counted("connect", "affinity-expired")?);
+        assert_eq!(ways::tcp(held, service)?, pod);
+        ways::tcp(closed, service)?;
+        let after = (site.counted("connect", "affinity-hit")?, site.counted("connect", "affinity-expired")?);
+        assert_eq!(after, (before.0 + 1, before.1 + 1));
+        // A close is a use.
+        std::thread::sleep(SECOND);
+        drop(open);
+        std::thread::sleep(SECOND * (TIMEOUT - 1));
+        assert_eq!(ways::tcp(held, service)?, pod);
+        assert_eq!(site.counted("connect", "affinity-hit")?, after.0 + 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn datagram_sockets_of_a_backend_that_has_gone_are_ended_and_no_others() -> Result<()> {
+    let site = Site::known()?;
+    for (family, service) in STICKY.into_iter().enumerate() {
+        let service: SocketAddr = service.parse()?;
+        let netns = &site.lab.clients[family].netns;
+        let open = || UdpClient::open(netns, service, &options());
+        let (connected, unconnected, direct, mut kept) =
+            (open()?, open()?, open()?, HttpConnection::open(netns, service, &options())?);
+        connected.connect(service)?;
+        let pod = connected.ask(service, b"who?")?.backend;
+        assert_eq!(unconnected.ask(service, b"who?")?.backend, pod);
+        let at = site.lab.backends.iter().position(|host| host.name == pod).context("a pod")?;
+        let straight = SocketAddr::new(site.lab.backends[at].addresses[family], POD_PORT);
+        direct.connect(straight)?;
+        direct.ask(straight, b"who?")?;
+        let of_tcp = kept.get()?.backend;
+
+        let mut others = site.lab.backends.clone();
+        others.remove(at);
+        write(&site.source, &[(Endpoint::Ready, &others[..])], 10_800)?;
+        wait::until_true("an end of the connected socket", 10 * SECOND, || {
+            Ok(connected.ask(service, b"who?").is_err_and(|error| format!("{error:#}").contains("abort")))
+        })?;
+        assert_eq!(direct.ask(straight, b"who?")?.backend, pod, "it was not translated");
+        assert_ne!(unconnected.ask(service, b"who?")?.backend, pod, "it chooses anew");
+        assert_eq!(kept.get()?.backend, of_tcp, "TCP is left to its peer");
+        write(&site.source, &[(Endpoint::Ready, &site.lab.backends[..])], 10_800)?;
+        site.daemon.cli().wait_for_service("default/sticky", 10 * SECOND, |row| {
+            row.is_some_and(|row| row.eligible == 2 * site.lab.backends.len())
+        })?;
+    }
     Ok(())
 }

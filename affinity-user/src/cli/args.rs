@@ -175,6 +175,21 @@ pub(super) struct RunArgs {
     /// The cgroup whose processes' sockets are; by default the root of the cgroup2 file system
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
+    /// Whether the sockets of pods are served too, or those of the node's own processes alone (pods whose packets a mesh or
+    /// a virtual machine's host is to see with the service's address)
+    #[arg(long, value_enum, default_value_t)]
+    pub socket_lb_pods: SocketLb,
+    /// A directory of files that hold pods' network namespaces, repeatable; those of processes and mounts are found anyway
+    #[arg(long = "netns-dir", value_name = "DIR", default_value = crate::sockets::discovery::DIRECTORY)]
+    pub netns_dirs: Vec<PathBuf>,
+    /// How often network namespaces are looked for, beside when an interface comes or goes, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::sockets::keeper::LOOK.as_secs(), hide = true,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub netns_interval: u64,
+    /// How often the clients of open sockets are refreshed, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::sockets::keeper::SWEEP.as_secs(), hide = true,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub socket_sweep_interval: u64,
     /// Number of elements of a map, repeatable: frontends, backends, conntrack, affinity, slots, …
     #[arg(long = "map-size", value_name = "NAME=N", value_parser = map_size)]
     pub map_sizes: Vec<(String, u32)>,

@@ -9,6 +9,7 @@ use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb};
 use crate::daemon::{self, Sockets, Source};
 use crate::loader::attach::AttachMode;
 use crate::loader::{self, Sizes};
+use crate::sockets::keeper;
 use crate::sources::kubernetes::{self, Access};
 
 pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
@@ -45,6 +46,12 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
             (SocketLb::Off, _) => Sockets::Off,
             (SocketLb::On, None) => Sockets::Node,
             (SocketLb::On, Some(path)) => Sockets::Cgroup(path),
+        },
+        keeper: keeper::Options {
+            directories: args.netns_dirs,
+            pods: matches!(args.socket_lb_pods, SocketLb::On),
+            look: Duration::from_secs(args.netns_interval),
+            sweep: Duration::from_secs(args.socket_sweep_interval),
         },
         interfaces: args.interfaces,
         state_dir: common.state_dir.clone(),

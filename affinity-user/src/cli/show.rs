@@ -219,6 +219,7 @@ pub(super) fn status(common: &Common) -> Result<()> {
             "problems": daemon.as_ref().map(|status| &status.problems),
             "attachments": attachments(common, daemon.as_ref()),
             "cgroup": cgroup(common, daemon.as_ref()),
+            "sockets": daemon.as_ref().and_then(|status| status.sockets.as_ref()),
             "maps": maps,
             "counters": counters,
         }));
@@ -262,6 +263,16 @@ pub(super) fn status(common: &Common) -> Result<()> {
         Some(CgroupAttachment { path: None, id }) => format!("sockets: those of the cgroup with the number {id}"),
         None => "sockets: none, all by their packets".to_owned(),
     })?;
+    if let Some(it) = daemon.as_ref().and_then(|status| status.sockets.as_ref()) {
+        let left = if it.left_to_tc > 0 { format!(", {} of them left to TC", it.left_to_tc) } else { String::new() };
+        line(format!(
+            "         of {} network namespaces{left}; {} open, {} ended",
+            it.namespaces, it.refreshed, it.destroyed
+        ))?;
+        for problem in &it.problems {
+            line(format!("problem: {problem}"))?;
+        }
+    }
     line("")?;
     print::table(
         &["map", "entries", "room", "fill"],

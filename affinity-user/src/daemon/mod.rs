@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use crate::loader::interfaces::{Follower, Patterns, watch};
 use crate::loader::{self, Datapath, LoadError, cgroup};
 use crate::reconcile::Reconciler;
+use crate::sockets::keeper::{self, Keeper};
 use crate::sources::{SourceError, SourceEvent, directory, kubernetes};
 use crate::status::StatusError;
 use crate::tables::{TableError, bpf};
@@ -55,6 +56,8 @@ pub struct Options {
     pub loader: loader::Options,
     /// Whether sockets are served where they are, and at which cgroup; by default at the node's root.
     pub sockets: Sockets,
+    /// How sockets are looked after, where they are served.
+    pub keeper: keeper::Options,
     /// Which interfaces are clients': see [`Patterns`].
     pub interfaces: Vec<String>,
     /// Where the status file is written.
@@ -125,17 +128,22 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     }
     let tables = bpf::open_pinned(&options.loader.pin_dir)?;
     let reconciler = Reconciler::open(tables, Box::new(Instant::now))?;
-    match cgroup {
-        Some(path) => {
-            datapath.attach_cgroup(&path)?;
-            tracing::info!(cgroup = %path.display(), "serves sockets");
-        }
-        None => datapath.detach_cgroup(),
-    }
+    let keeper = if let Some(path) = cgroup {
+        let touch = datapath.touch()?;
+        // Who sockets are is known before the first one is served.
+        let tables = bpf::open_pinned(&options.loader.pin_dir)?;
+        let keeper = Keeper::start(options.keeper.clone(), tables, touch)?;
+        datapath.attach_cgroup(&path)?;
+        tracing::info!(cgroup = %path.display(), "serves sockets");
+        Some(keeper)
+    } else {
+        datapath.detach_cgroup();
+        None
+    };
     let (sender, mut links) = mpsc::channel(64);
     let watcher = tokio::spawn(watch(sender));
     let follower = Follower::new(Patterns::new(&options.interfaces));
-    let mut state = State::new(&options, datapath, reconciler, follower)?;
+    let mut state = State::new(&options, datapath, reconciler, follower, keeper)?;
     state.write_status()?;
 
     let mut audit = interval(options.audit_interval);

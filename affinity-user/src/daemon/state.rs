@@ -10,6 +10,7 @@ use crate::loader::interfaces::{Action, Follower, Interface, LinkEvent};
 use crate::model::{Kind, Model};
 use crate::plan::plan;
 use crate::reconcile::{Change, Reconciler, Report};
+use crate::sockets::keeper::Keeper;
 use crate::sources::{Health, SourceEvent};
 use crate::status::{ProblemStatus, SourceStatus, StatusError, StatusFile};
 
@@ -21,6 +22,9 @@ pub(super) struct State {
     reconciler: Reconciler,
     datapath: Datapath,
     follower: Follower,
+    keeper: Option<Keeper>,
+    /// How many entries the reconciler had taken out when the keeper last heard of it.
+    removed: u64,
     /// Interfaces that could not be attached to, and why.
     unattached: BTreeMap<u32, (Interface, String)>,
     retry_attach: Option<Instant>,
@@ -40,6 +44,7 @@ impl State {
         datapath: Datapath,
         reconciler: Reconciler,
         follower: Follower,
+        keeper: Option<Keeper>,
     ) -> Result<Self, StatusError> {
         let source = match &options.source {
             Source::Kubernetes(_) => SourceStatus::new("kubernetes", "the API server"),
@@ -50,6 +55,8 @@ impl State {
             reconciler,
             datapath,
             follower,
+            keeper,
+            removed: 0,
             unattached: BTreeMap::new(),
             retry_attach: None,
             seen_interfaces: false,
@@ -115,7 +122,13 @@ impl State {
     /// Follows the node's interfaces.
     pub(super) fn follow(&mut self, event: LinkEvent) {
         let is_all = matches!(event, LinkEvent::All(_));
-        for action in self.follower.follow(event) {
+        let actions = self.follower.follow(event);
+        if let Some(keeper) = &self.keeper
+            && !actions.is_empty()
+        {
+            keeper.links_changed();
+        }
+        for action in actions {
             self.act(action);
         }
         if is_all && !self.seen_interfaces {
@@ -205,6 +218,13 @@ impl State {
     /// Logs problems that are new and those that are solved.
     fn tell(&mut self, report: &Report) {
         tracing::debug!(programmed = report.programmed.len(), writes = report.writes, "reconciled");
+        let removed = self.reconciler.counts().removed;
+        if let Some(keeper) = &self.keeper
+            && removed != self.removed
+        {
+            keeper.removed();
+        }
+        self.removed = removed;
         let problems: BTreeSet<String> = self.reconciler.problems().map(ToString::to_string).collect();
         for problem in problems.difference(&self.logged) {
             tracing::error!("not programmed: {problem}");
@@ -238,6 +258,7 @@ impl State {
         status.problems = unprogrammed.chain(unattached).collect();
         status.attachments = self.datapath.attachments().cloned().collect();
         status.cgroup = self.datapath.cgroup().cloned();
+        status.sockets = self.keeper.as_ref().map(Keeper::status);
         status.write(&self.directory)
     }
 

@@ -1,0 +1,378 @@
+//! The thread beside the daemon's that keeps `netns_*` true, refreshes the affinity of clients whose sockets are open, and
+//! ends datagram sockets whose backend has gone.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use affinity_common::abi::backends::BackendKey;
+use affinity_common::abi::netns::{NetnsClient, NetnsKey};
+use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
+use affinity_common::family::Family;
+use affinity_common::types::Proto;
+use serde::{Deserialize, Serialize};
+
+use super::discovery::{self, Namespace};
+use super::identity::{self, Role};
+use super::live::{self, LiveSocket};
+use super::namespace;
+use crate::loader::Touch;
+use crate::tables::{BoxTable, FamilyTables, TableError, Tables};
+
+/// How often namespaces are looked for, unless told otherwise, even if nothing says that there are new ones.
+pub const LOOK: Duration = Duration::from_secs(10);
+/// How often they are looked for again after an interface has come: a pod gets its address after that.
+const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+/// How often the clients of open sockets are refreshed, unless told otherwise. A timeout below that counts from the last
+/// connect, send or close.
+pub const SWEEP: Duration = Duration::from_secs(30);
+/// How long what has been taken out of the maps may pile up before sockets are looked through for it.
+const REST: Duration = Duration::from_millis(500);
+
+/// How sockets are looked after.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directories of files that hold network namespaces, beside those of processes and mounts.
+    pub directories: Vec<PathBuf>,
+    /// Whether the sockets of pods are served, or those of the node's own namespace alone.
+    pub pods: bool,
+    /// How often namespaces are looked for.
+    pub look: Duration,
+    /// How often the clients of open sockets are refreshed.
+    pub sweep: Duration,
+}
+
+/// What was found and done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketsStatus {
+    /// Network namespaces of which some address is known.
+    pub namespaces: usize,
+    /// Those of them whose sockets are left to TC, in some family: they have several addresses, or are excluded.
+    pub left_to_tc: usize,
+    /// When they were last looked for, in seconds since 1970.
+    pub looked: i64,
+    /// Sockets whose clients' affinity was looked after when that was last done.
+    pub refreshed: usize,
+    /// Datagram sockets that were ended since the start, for their backend was gone.
+    pub destroyed: u64,
+    /// What could not be done.
+    pub problems: Vec<String>,
+}
+
+enum Message {
+    /// An interface has come or gone.
+    Links,
+    /// Something was taken out of the maps.
+    Removed,
+}
+
+/// A handle of the thread, which ends when this is dropped.
+pub struct Keeper {
+    messages: Option<mpsc::Sender<Message>>,
+    status: Arc<Mutex<SocketsStatus>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Looks for the node's namespaces once, then goes on with that on a thread.
+    ///
+    /// # Errors
+    /// Where there is no `/proc`, or no further thread.
+    pub fn start(options: Options, tables: Tables, touch: Touch) -> io::Result<Self> {
+        let status: Arc<Mutex<SocketsStatus>> = Arc::default();
+        let own = discovery::own()?;
+        let mut worker = Worker {
+            options,
+            tables,
+            touch,
+            own,
+            namespaces: BTreeMap::new(),
+            absent: HashSet::new(),
+            status: status.clone(),
+        };
+        worker.look();
+        let (messages, received) = mpsc::channel();
+        let thread = thread::Builder::new().name("sockets".to_owned()).spawn(move || worker.run(&received))?;
+        Ok(Self { messages: Some(messages), status, thread: Some(thread) })
+    }
+
+    /// An interface has come or gone, and with it perhaps a namespace.
+    pub fn links_changed(&self) {
+        self.send(Message::Links);
+    }
+
+    /// Something was taken out of the maps: perhaps a backend.
+    pub fn removed(&self) {
+        self.send(Message::Removed);
+    }
+
+    fn send(&self, message: Message) {
+        // Where the thread has ended there is nothing to do any more.
+        let _ = self.messages.as_ref().map(|messages| messages.send(message));
+    }
+
+    /// What was found and done.
+    pub fn status(&self) -> SocketsStatus {
+        lock(&self.status).clone()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.messages = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock(status: &Mutex<SocketsStatus>) -> MutexGuard<'_, SocketsStatus> {
+    status.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Worker {
+    options: Options,
+    tables: Tables,
+    touch: Touch,
+    own: Namespace,
+    /// Those that there are, with a path to each.
+    namespaces: BTreeMap<Namespace, PathBuf>,
+    /// Sockets of which the last sweep has found an entry and nothing else.
+    absent: HashSet<SocketCookie>,
+    status: Arc<Mutex<SocketsStatus>>,
+}
+
+impl Worker {
+    fn run(mut self, messages: &mpsc::Receiver<Message>) {
+        let start = Instant::now();
+        let (mut look, mut sweep) = (start + self.options.look, start + self.options.sweep);
+        let mut soon: BTreeSet<Instant> = BTreeSet::new();
+        let mut removed: Option<Instant> = None;
+        loop {
+            let next = soon.first().copied().into_iter().chain(removed).fold(look.min(sweep), Instant::min);
+            match messages.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Message::Links) => {
+                    let now = Instant::now();
+                    soon.insert(now);
+                    soon.extend(LOOK_AGAIN.map(|later| now + later));
+                }
+                Ok(Message::Removed) => {
+                    removed.get_or_insert_with(|| Instant::now() + REST);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let now = Instant::now();
+            if look <= now || soon.first().is_some_and(|due| *due <= now) {
+                soon = soon.split_off(&(now + Duration::from_nanos(1)));
+                self.look();
+                look = now + self.options.look;
+            }
+            if removed.is_some_and(|due| due <= now) {
+                removed = None;
+                self.end_those_of_gone_backends();
+            }
+            if sweep <= now {
+                self.sweep();
+                sweep = now + self.options.sweep;
+            }
+        }
+    }
+
+    /// Looks for namespaces, and brings `netns_*` to what is there.
+    fn look(&mut self) {
+        let mut problems = Vec::new();
+        match discovery::find(&self.options.directories) {
+            Ok(found) => self.namespaces = found,
+            Err(error) => problems.push(format!("network namespaces can't be found: {error}")),
+        }
+        let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
+        let mut known = BTreeMap::new();
+        for (namespace, path) in &self.namespaces {
+            let seen = match namespace::look(path) {
+                Ok(seen) => seen,
+                // Gone in between.
+                Err(_) if discovery::of(path, self.own) != Some(*namespace) => continue,
+                Err(error) => {
+                    problems.push(format!("{}: {error}: its sockets are left to TC", path.display()));
+                    continue;
+                }
+            };
+            let role = if *namespace == self.own {
+                Role::Node { routed: [true, false].into_iter().filter_map(namespace::routed_source).collect() }
+            } else if self.options.pods {
+                Role::Pod
+            } else {
+                Role::Excluded
+            };
+            let (one, other) = (identity::client(&role, &seen.addresses), identity::client(&role, &seen.addresses));
+            let is_left = one.is_some_and(|it| NetnsClient::is_tc_only(&it))
+                || other.is_some_and(|it| NetnsClient::is_tc_only(&it));
+            if one.is_some() || other.is_some() {
+                known.insert(seen.key, is_left);
+            }
+            v4.extend(one.map(|client| (seen.key, client)));
+            v6.extend(other.map(|client| (seen.key, client)));
+        }
+        let written = bring(&mut self.tables.v4.netns, &v4).and(bring(&mut self.tables.v6.netns, &v6));
+        problems.extend(written.err().map(|error| error.to_string()));
+        let mut status = lock(&self.status);
+        for problem in problems.iter().filter(|problem| !status.problems.contains(problem)) {
+            tracing::warn!("sockets: {problem}");
+        }
+        status.namespaces = known.len();
+        status.left_to_tc = known.values().filter(|is_left| **is_left).count();
+        status.looked = seconds_since_1970();
+        status.problems = problems;
+    }
+
+    /// Refreshes the clients of open sockets, and forgets sockets that are closed and were not seen to close.
+    fn sweep(&mut self) {
+        let (v4, v6) = (entries(&self.tables.v4), entries(&self.tables.v6));
+        if v4.is_empty() && v6.is_empty() {
+            return;
+        }
+        // Later than the entries: a socket that has one and is not there has closed.
+        let Some(live) = self.live_sockets() else { return };
+        let mut absent = HashSet::new();
+        let mut refreshed = 0;
+        let Self { tables, touch, absent: before, .. } = self;
+        refreshed += sweep_family(&mut tables.v4, touch, &v4, &live, before, &mut absent);
+        refreshed += sweep_family(&mut tables.v6, touch, &v6, &live, before, &mut absent);
+        self.absent = absent;
+        lock(&self.status).refreshed = refreshed;
+    }
+
+    /// The sockets of all namespaces; `None` where some could not be listed.
+    fn live_sockets(&self) -> Option<HashMap<SocketCookie, LiveSocket>> {
+        let mut sockets = HashMap::new();
+        for (namespace, path) in &self.namespaces {
+            match namespace::within(path, live::list) {
+                Ok(listed) => sockets.extend(listed.into_iter().map(|socket| (socket.cookie, socket))),
+                Err(_) if discovery::of(path, self.own) != Some(*namespace) => {}
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "the sockets of a network namespace can't be listed");
+                    return None;
+                }
+            }
+        }
+        Some(sockets)
+    }
+
+    /// Ends the connected UDP sockets that were translated to a backend which is no longer in the maps: their
+    /// application would send into the void. TCP's get their answer from whoever has the address now; unconnected ones choose
+    /// again by themselves.
+    fn end_those_of_gone_backends(&mut self) {
+        let mut gone: HashSet<(SocketCookie, SocketAddr)> = HashSet::new();
+        let found = gone_of(&self.tables.v4, &mut gone).and(gone_of(&self.tables.v6, &mut gone));
+        if let Err(error) = found {
+            tracing::warn!(%error, "sockets of backends that are gone can't be told from others");
+            return;
+        }
+        if gone.is_empty() {
+            return;
+        }
+        for path in self.namespaces.values() {
+            let ended = namespace::within(path, || {
+                let sockets = live::list()?;
+                let ours = sockets.iter().filter(|socket| is_to_end(socket, &gone));
+                Ok(ours.filter_map(|socket| live::destroy(socket).ok()).count())
+            });
+            if let Ok(ended @ 1..) = ended {
+                tracing::info!(path = %path.display(), ended, "ended datagram sockets whose backend is gone");
+                lock(&self.status).destroyed += ended as u64;
+            }
+        }
+    }
+}
+
+/// Whether a socket is one of the connected UDP sockets whose backend is gone.
+fn is_to_end(socket: &LiveSocket, gone: &HashSet<(SocketCookie, SocketAddr)>) -> bool {
+    socket.proto == Proto::UDP && socket.peer.is_some_and(|peer| gone.contains(&(socket.cookie, peer)))
+}
+
+/// Brings a table to what it is to hold.
+fn bring<F: Family>(
+    table: &mut BoxTable<NetnsKey, NetnsClient<F>>,
+    wanted: &BTreeMap<NetnsKey, NetnsClient<F>>,
+) -> Result<(), TableError> {
+    let there: BTreeMap<NetnsKey, NetnsClient<F>> = table.entries()?.into_iter().collect();
+    for key in there.keys().filter(|key| !wanted.contains_key(key)) {
+        match table.remove(key) {
+            Ok(()) | Err(TableError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for (key, client) in wanted.iter().filter(|(key, client)| there.get(key) != Some(client)) {
+        table.insert(key, client)?;
+    }
+    Ok(())
+}
+
+fn entries<F: Family>(tables: &FamilyTables<F>) -> Vec<(SocketKey<F>, Socket<F>)> {
+    tables.sockets.entries().unwrap_or_else(|error| {
+        tracing::warn!(%error, "translated sockets can't be read");
+        Vec::new()
+    })
+}
+
+fn peer<F: Family>(key: &SocketKey<F>) -> SocketAddr {
+    SocketAddr::new(F::to_ip(&key.addr), key.port.get())
+}
+
+/// Returns how many sockets are open.
+fn sweep_family<F: Family>(
+    tables: &mut FamilyTables<F>,
+    touch: &Touch,
+    entries: &[(SocketKey<F>, Socket<F>)],
+    live: &HashMap<SocketCookie, LiveSocket>,
+    before: &HashSet<SocketCookie>,
+    absent: &mut HashSet<SocketCookie>,
+) -> usize {
+    let mut refreshed = 0;
+    for (key, socket) in entries {
+        match live.get(&key.cookie) {
+            Some(open) if open.peer == Some(peer(key)) => match touch.touch(key, socket) {
+                Ok(_) => refreshed += 1,
+                Err(error) => {
+                    tracing::warn!(%error, "the clients of open sockets can't be refreshed");
+                    return refreshed;
+                }
+            },
+            // Not connected: it counts when it sends.
+            Some(_) => {}
+            // Twice: it may have been about to connect.
+            None if before.contains(&key.cookie) => {
+                let _ = tables.sockets.remove(key);
+            }
+            None => {
+                absent.insert(key.cookie);
+            }
+        }
+    }
+    refreshed
+}
+
+/// The connections of UDP sockets to backends that are no longer there.
+fn gone_of<F: Family>(
+    tables: &FamilyTables<F>,
+    gone: &mut HashSet<(SocketCookie, SocketAddr)>,
+) -> Result<(), TableError> {
+    for (key, socket) in tables.sockets.entries()?.into_iter().filter(|(key, _)| key.proto == Proto::UDP) {
+        let backend = BackendKey { service: socket.service, backend: socket.backend };
+        if tables.backends.get(&backend)?.is_none() {
+            gone.insert((key.cookie, peer(&key)));
+        }
+    }
+    Ok(())
+}
+
+fn seconds_since_1970() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,12 @@
+//! What socket load balancing needs of user space: who the sockets of each network namespace are, which clients are still
+//! there, and an end for datagram sockets whose backend has gone.
+//!
+//! - [`discovery`]: the network namespaces of the node. [`namespace`]: what is in one. [`identity`]: who that is.
+//! - [`live`]: the sockets of a namespace, by `sock_diag`; and how one is destroyed.
+//! - [`keeper`]: the thread that does it all, beside the daemon's.
+
+pub mod discovery;
+pub mod identity;
+pub mod keeper;
+pub mod live;
+pub mod namespace;

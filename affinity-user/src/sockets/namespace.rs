@@ -1,0 +1,132 @@
+//! What is in a network namespace: seen by a thread that enters it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::path::Path;
+use std::thread;
+
+use affinity_common::abi::netns::NetnsKey;
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// A network namespace as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its cookie.
+    pub key: NetnsKey,
+    /// Its addresses that others can know: none of a loopback interface, and none of the link alone.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// Looks into the namespace that a path stands for.
+///
+/// # Errors
+/// Where it has gone, or can't be entered.
+pub fn look(path: &Path) -> io::Result<Seen> {
+    within(path, || Ok(Seen { key: NetnsKey { cookie: cookie()? }, addresses: addresses()? }))
+}
+
+/// Does something within a namespace, by a thread that ends with it.
+///
+/// # Errors
+/// Where it has gone, or can't be entered, and what the work returns.
+pub fn within<R: Send>(path: &Path, work: impl FnOnce() -> io::Result<R> + Send) -> io::Result<R> {
+    let namespace = File::open(path)?;
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread within the namespace has ended early")))
+    })
+}
+
+/// The cookie of the namespace that the calling thread is in.
+///
+/// # Errors
+/// Before Linux 5.14.
+pub fn cookie() -> io::Result<u64> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    cookie_of(&socket)
+}
+
+fn cookie_of(socket: &impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    #[expect(clippy::cast_possible_truncation, reason = "eight, in libc's type")]
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option is a number of 64 bits, for which there is room; both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(cookie)
+}
+
+fn addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let of_others = getifaddrs()?.filter(|one| !one.flags.contains(InterfaceFlags::IFF_LOOPBACK));
+    let addresses = of_others.filter_map(|one| {
+        let address = one.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    });
+    Ok(addresses.filter(|address| is_known_to_others(*address)).collect())
+}
+
+/// Whether an address means something beyond its link (RFC 3927, RFC 4291).
+fn is_known_to_others(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => !ip.is_link_local() && !ip.is_loopback(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local() && !ip.is_loopback(),
+    }
+}
+
+/// The address of the calling thread's namespace that routing gives a packet to the world outside; `None` without a route
+/// there. Nothing is sent.
+pub fn routed_source(is_ipv4: bool) -> Option<IpAddr> {
+    // Of the blocks for documentation (RFC 5737, RFC 3849): nobody's own.
+    let (any, outside) = if is_ipv4 {
+        (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)))
+    } else {
+        (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)))
+    };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
+    socket.connect(SocketAddr::new(outside, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|address| is_known_to_others(*address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_the_link_alone_are_left_out() {
+        for (address, known) in [
+            ("10.0.0.1", true),
+            ("169.254.1.1", false),
+            ("127.0.0.1", false),
+            ("fd00::1", true),
+            ("fe80::1", false),
+            ("::1", false),
+        ] {
+            assert_eq!(is_known_to_others(address.parse().expect("an address")), known, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_no_namespace_is_an_error() {
+        assert!(look(Path::new("/does/not/exist")).is_err());
+        assert!(look(Path::new("/proc/self/status")).is_err());
+    }
+}
