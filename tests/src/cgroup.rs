@@ -42,8 +42,16 @@ impl ThreadCgroup {
         fs::create_dir(&path).with_context(|| path.display().to_string())?;
         let cgroup = Self { path };
         write(&cgroup.path.join("cgroup.type"), "threaded")?;
-        write(&cgroup.path.join("cgroup.threads"), "0")?;
+        cgroup.join()?;
         Ok(cgroup)
+    }
+
+    /// Moves the calling thread into it too, and with it the threads that it starts from then on.
+    ///
+    /// # Errors
+    /// Where the thread is not of the process that made the cgroup.
+    pub fn join(&self) -> Result<()> {
+        write(&self.path.join("cgroup.threads"), "0")
     }
 
     /// Its directory.

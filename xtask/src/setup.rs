@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Programs that the tests start, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 1] = [("bpftool", "bpftool")];
+const TOOLS: [(&str, &str); 2] = [("bpftool", "bpftool"), ("nft", "nftables")];
 
 /// Find or install the BPF toolchain and the tools of the tests
 ///

@@ -57,6 +57,8 @@ pub const STOP_WATCH: Case = case("stop watch", WRAPPER, None, Packets::Timed);
 
 /// Not for a service.
 pub const NOT_SERVICE: Case = ingress("not for a service", Reason::NotService, Packets::Unrelated(Tcp::ACK));
+/// A first packet that is not for a service.
+pub const SYN_NOT_SERVICE: Case = ingress("SYN, not for a service", Reason::NotService, Packets::Unrelated(Tcp::SYN));
 /// Established, with affinity.
 pub const ESTABLISHED_STICKY: Case =
     ingress("established, affinity", Reason::Established, Packets::Requests(Kind::Sticky));
@@ -73,7 +75,7 @@ pub const FIRST_PLAIN: Case =
 /// The rows that are measured with every number of services.
 pub const CASES: [Case; 13] = [
     NOT_SERVICE,
-    ingress("SYN, not for a service", Reason::NotService, Packets::Unrelated(Tcp::SYN)),
+    SYN_NOT_SERVICE,
     case("not a reply (egress)", EGRESS, Some(Reason::NotReply), Packets::Unrelated(Tcp::ACK)),
     ESTABLISHED_STICKY,
     ESTABLISHED_PLAIN,

@@ -1,45 +1,68 @@
-//! What a packet costs, in nanoseconds: `cargo xtask bench`.
+//! What packets and connections cost: `cargo xtask bench`.
 //!
-//! `BPF_PROG_TEST_RUN` runs the programs of `affinity-ebpf/src/bench.rs` over and over on one packet each, in rounds:
+//! Packets, in nanoseconds: `BPF_PROG_TEST_RUN` runs the programs of `affinity-ebpf/src/bench.rs` over and over on one packet each, in rounds:
 //! every row once a round, in another order each time, so that the machine's drift meets all of them alike.
 
 mod cases;
+mod crr;
 mod figures;
 mod frame;
 mod node;
 mod report;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use affinity_common::abi::conntrack;
 use affinity_tests::privilege::require_root;
 use anyhow::{Context as _, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::utsname::uname;
 use nix::unistd::Pid;
+use serde::Serialize;
 
 use crate::cases::{CASES, Case, Effort, FRESH, Fresh, HEADERS, NOTHING, OVERHEAD, STOP_WATCH};
 use crate::figures::Samples;
 use crate::node::Node;
 use crate::report::{Floor, Report, Row, Setup, goals};
 
-/// Measure the nanoseconds that a packet costs
+/// Measure what packets and connections cost
+///
+/// Both parts where none is asked for: about ten minutes.
 #[derive(Parser)]
 struct Args {
+    /// The programs on packets: nanoseconds a packet, beside an empty program
+    #[arg(long)]
+    packets: bool,
+    /// Connect, request, response, close: exchanges a second, beside the direct way and kube-proxy-shaped nftables rules
+    #[arg(long)]
+    crr: bool,
     /// How often each row is measured
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Only see that everything can be measured: few runs, few services, figures that mean little
     #[arg(long)]
     quick: bool,
-    /// Write the figures to this file too
+    /// How the figures are printed
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Write the figures to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// The BPF object to measure
     #[arg(long, value_name = "FILE", default_value = "target/bpf/bench.o")]
     object: PathBuf,
+}
+
+/// How figures are printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
 }
 
 /// A row while it is measured.
@@ -52,16 +75,50 @@ struct Measured {
 }
 
 fn main() -> Result<()> {
-    let mut args = Args::parse();
+    let args = Args::parse();
     require_root();
+    let (packets, crr) = if args.packets || args.crr { (args.packets, args.crr) } else { (true, true) };
+    let bar = progress()?;
+    // First, for the other part stays on one CPU.
+    let crr = crr.then(|| crr::measure(crr_effort(&args), &bar)).transpose()?;
+    let packets = packets.then(|| measure_packets(&args, &bar)).transpose()?;
+    bar.finish_and_clear();
+    let bench = Bench { packets, crr };
+    if args.output == Output::Json {
+        println!("{}", serde_json::to_string_pretty(&bench)?);
+    } else {
+        bench.packets.iter().for_each(Report::print);
+        bench.crr.iter().for_each(crr::Rates::print);
+    }
+    if let Some(file) = args.json {
+        let json = serde_json::to_string_pretty(&bench)?;
+        std::fs::write(&file, json + "\n").with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Everything that was measured; `None` for what was not asked for.
+#[derive(Serialize)]
+struct Bench {
+    packets: Option<Report>,
+    crr: Option<crr::Rates>,
+}
+
+fn crr_effort(args: &Args) -> crr::Effort {
+    let (sample, services) = if args.quick { (50, &[1, 20][..]) } else { (400, &[1, 1_000, 10_000][..]) };
+    let rounds = if args.quick { args.rounds.min(2) } else { args.rounds };
+    crr::Effort { rounds, sample: Duration::from_millis(sample), services }
+}
+
+fn measure_packets(args: &Args, bar: &ProgressBar) -> Result<Report> {
+    let mut rounds = args.rounds;
     let (services, effort) = if args.quick {
-        args.rounds = args.rounds.min(3);
+        rounds = rounds.min(3);
         (&[1, 1_000][..], Effort { runs: 5_000, connections: 2_000 })
     } else {
         (&[1, 1_000, 20_000][..], Effort { runs: 100_000, connections: 20_000 })
     };
     stay_on_one_cpu()?;
-    let bar = progress()?;
     let mut nodes = Vec::new();
     for others in services {
         bar.set_message(format!("filling the maps: {others} services"));
@@ -72,9 +129,10 @@ fn main() -> Result<()> {
     nodes.push(full_node(&args.object, &mut fresh, effort)?);
 
     let mut measured = rows(nodes.len());
-    bar.set_length(u64::from(args.rounds) * measured.len() as u64);
-    for round in 1..=args.rounds {
-        bar.set_message(format!("round {round} of {}", args.rounds));
+    bar.set_position(0);
+    bar.set_length(u64::from(rounds) * measured.len() as u64);
+    for round in 1..=rounds {
+        bar.set_message(format!("packets: round {round} of {rounds}"));
         let mut order: Vec<usize> = (0..measured.len()).collect();
         fastrand::shuffle(&mut order);
         for index in order {
@@ -83,15 +141,7 @@ fn main() -> Result<()> {
             bar.inc(1);
         }
     }
-    bar.finish_and_clear();
-
-    let report = report(&measured, &nodes, args.rounds)?;
-    report.print();
-    if let Some(file) = args.json {
-        let json = serde_json::to_string_pretty(&report)?;
-        std::fs::write(&file, json + "\n").with_context(|| file.display().to_string())?;
-    }
-    Ok(())
+    report(&measured, &nodes, rounds)
 }
 
 /// Every row; the last of the nodes is the one with full tables.
@@ -163,6 +213,6 @@ fn processor() -> Result<String> {
 fn progress() -> Result<ProgressBar> {
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} [{elapsed}]")?);
-    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    bar.enable_steady_tick(Duration::from_millis(200));
     Ok(bar)
 }

@@ -3,7 +3,7 @@
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
-use crate::cases::{Case, ESTABLISHED_PLAIN, ESTABLISHED_STICKY, FIRST_HIT, FIRST_PLAIN, NOT_SERVICE};
+use crate::cases::{Case, ESTABLISHED_PLAIN, ESTABLISHED_STICKY, FIRST_HIT, FIRST_PLAIN, NOT_SERVICE, SYN_NOT_SERVICE};
 use crate::figures::Summary;
 use crate::node::ProgramSize;
 
@@ -86,8 +86,13 @@ const CILIUM: [(&str, &str); 5] = [
 /// How much more the most services may cost than the fewest to count as flat, in per cent.
 const FLAT_PERCENT: f64 = 10.0;
 
-const LIMITS: [(Case, f64); 4] =
-    [(ESTABLISHED_STICKY, 150.0), (ESTABLISHED_PLAIN, 150.0), (FIRST_HIT, 500.0), (NOT_SERVICE, 50.0)];
+const LIMITS: [(Case, f64); 5] = [
+    (ESTABLISHED_STICKY, 150.0),
+    (ESTABLISHED_PLAIN, 150.0),
+    (FIRST_HIT, 500.0),
+    (NOT_SERVICE, 50.0),
+    (SYN_NOT_SERVICE, 80.0),
+];
 
 /// What became of the goals.
 pub fn goals(rows: &[Row]) -> Vec<Goal> {
@@ -179,7 +184,8 @@ impl Report {
     }
 }
 
-fn table<T: Into<Cell> + Clone>(head: &[T]) -> Table {
+/// An empty table.
+pub fn table<T: Into<Cell> + Clone>(head: &[T]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head.iter().cloned().map(Into::<Cell>::into));
@@ -187,7 +193,7 @@ fn table<T: Into<Cell> + Clone>(head: &[T]) -> Table {
 }
 
 /// Numbers to the right.
-fn align(table: &mut Table) -> Table {
+pub fn align(table: &mut Table) -> Table {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }

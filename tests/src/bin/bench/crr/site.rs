@@ -1,0 +1,199 @@
+//! A client, a node and two backends in namespaces of their own, with one way from the client to the backends.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use affinity_tests::cgroup::ThreadCgroup;
+use affinity_tests::daemon::{Daemon, DaemonOptions, SourceDir};
+use affinity_tests::objects::{Endpoint, ServiceObject, SliceObject, to_yaml};
+use affinity_tests::topology::{Lab, LabOptions};
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+use tempfile::TempDir;
+
+use super::load::{self, Done};
+use super::rules;
+
+/// Where the measured service is reached by TCP and by UDP; it has affinity.
+pub const SERVICE: &str = "10.96.0.10:80";
+/// The same without affinity.
+pub const PLAIN: &str = "10.96.0.20:80";
+/// Where backends serve.
+pub const PORT: u16 = 8080;
+
+/// How the client's connections get to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// By the backend's own address.
+    Direct,
+    /// By the backend's own address, and the node tracks connections.
+    DirectTracked,
+    /// By the service's address and kube-proxy's rules.
+    Nftables,
+    /// By the service's address and the programs on the pods' interfaces.
+    Tc,
+    /// By the service's address and the programs on the client's cgroup, beside those on the interfaces.
+    SocketLb,
+}
+
+impl Way {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::DirectTracked => "direct, conntrack",
+            Self::Nftables => "kube-proxy-shaped nftables",
+            Self::Tc => "Affinity, TC",
+            Self::SocketLb => "Affinity, socket-LB",
+        }
+    }
+
+    /// Whether the kernel tracks connections on this way.
+    fn is_tracked(self) -> bool {
+        matches!(self, Self::DirectTracked | Self::Nftables)
+    }
+}
+
+/// Everything of one way.
+pub struct Site {
+    // In the order in which they are dropped.
+    /// Who serves it.
+    daemon: Option<Daemon>,
+    source: SourceDir,
+    namespaces: TempDir,
+    /// What the client's threads are in, where sockets are served.
+    pub cgroup: Option<ThreadCgroup>,
+    /// The namespaces.
+    pub lab: Lab,
+    way: Way,
+    to: SocketAddr,
+}
+
+impl Site {
+    /// Builds it with so many services beside the measured ones.
+    pub fn new(way: Way, others: u32) -> Result<Self> {
+        let lab = Lab::new(LabOptions { clients: 1, backends: 2, ..LabOptions::default() })?;
+        quicken(&lab)?;
+        for backend in &lab.backends {
+            load::serve(backend, PORT)?;
+        }
+        let backends: Vec<SocketAddr> = lab.backends.iter().map(|host| SocketAddr::new(host.ip(), PORT)).collect();
+        let service: SocketAddr = SERVICE.parse()?;
+        let (source, namespaces) = (SourceDir::new()?, tempfile::Builder::new().prefix("affinity-netns-").tempdir()?);
+        let mut site = Self { daemon: None, source, namespaces, cgroup: None, lab, way, to: service };
+        match way {
+            Way::Direct => site.to = backends[0],
+            Way::DirectTracked => {
+                site.to = backends[0];
+                site.nft(rules::TRACK)?;
+            }
+            Way::Nftables => site.nft(&rules::kube_proxy(service, &backends, others))?,
+            Way::Tc | Way::SocketLb => site.start(others)?,
+        }
+        if way.is_tracked() {
+            // Else the table of connections that are over grows all through the measurement.
+            let after = ["time_wait", "close", "fin_wait", "last_ack", "close_wait"];
+            for state in after {
+                site.lab.node.netns.set_sysctl(&format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), "2")?;
+            }
+        }
+        Ok(site)
+    }
+
+    /// Runs the load.
+    pub fn run(&self, threads: usize, duration: Duration) -> Result<Done> {
+        let done = load::run(&self.lab.clients[0], self.cgroup.as_ref(), self.to, threads, duration)
+            .with_context(|| self.way.name())?;
+        // Hooks of netfilter are there by namespace: what is tracked shows whether they are.
+        let tracked: u64 = self.lab.node.netns.sysctl("net.netfilter.nf_conntrack_count")?.parse()?;
+        let way = self.way;
+        ensure!((tracked > 0) == way.is_tracked(), "{}: the node tracks {tracked} connections", way.name());
+        Ok(done)
+    }
+
+    /// Fails where connections have not gone the way that they should have: only the programs of interfaces remember them.
+    pub fn check(&self) -> Result<()> {
+        let Some(daemon) = &self.daemon else { return Ok(()) };
+        let text = daemon.cli().text(&["conntrack", "list", "-o", "json"])?;
+        let remembered = text.contains(&self.to.ip().to_string());
+        let name = self.way.name();
+        ensure!(
+            remembered == (self.way == Way::Tc),
+            "{name}: programs of interfaces translated it, or did not: {text}"
+        );
+        Ok(())
+    }
+
+    fn nft(&self, rules: &str) -> Result<()> {
+        let file = self.source.path().join("rules.nft");
+        std::fs::write(&file, rules)?;
+        let mut command = Command::new("nft");
+        command.arg("-f").arg(file);
+        self.lab.node.netns.output(command).context("nft, of Debian's package nftables")?;
+        Ok(())
+    }
+
+    fn start(&mut self, others: u32) -> Result<()> {
+        let addresses: Vec<_> = self.lab.backends.iter().map(affinity_tests::topology::Host::ip).collect();
+        write(&self.source, &addresses, others)?;
+        let mut options = DaemonOptions::new(self.source.source());
+        if self.way == Way::SocketLb {
+            let client = &self.lab.clients[0];
+            symlink(client.netns.path(), self.namespaces.path().join(&client.name))?;
+            let directory = self.namespaces.path().display().to_string();
+            options = options.arguments(["--netns-dir", &directory]);
+            let cgroup = own_cgroup()?;
+            options.cgroup = Some(cgroup.path().to_owned());
+            self.cgroup = Some(cgroup);
+        }
+        self.daemon = Some(Daemon::start(&self.lab.node, options)?);
+        Ok(())
+    }
+}
+
+/// A cgroup that the calling thread is not in.
+pub fn own_cgroup() -> Result<ThreadCgroup> {
+    thread::spawn(ThreadCgroup::enter).join().map_err(|_| anyhow::anyhow!("no thread"))?
+}
+
+/// Ports are used again at once, so that their number limits nothing.
+fn quicken(lab: &Lab) -> Result<()> {
+    lab.clients[0].netns.set_sysctls(&[
+        ("net.ipv4.ip_local_port_range", "1024 65535"),
+        ("net.ipv4.tcp_max_tw_buckets", "64"),
+        ("net.ipv4.tcp_tw_reuse", "1"),
+    ])?;
+    for backend in &lab.backends {
+        backend.netns.set_sysctls(&[("net.core.somaxconn", "8192"), ("net.ipv4.tcp_max_tw_buckets", "64")])?;
+    }
+    Ok(())
+}
+
+/// The measured services, then the others, as YAML.
+fn write(source: &SourceDir, backends: &[std::net::IpAddr], others: u32) -> Result<()> {
+    for (name, address) in [("measured", SERVICE), ("plain", PLAIN)] {
+        let address: SocketAddr = address.parse()?;
+        let service = ServiceObject::new(name).cluster_ip(&address.ip().to_string()).tcp("http", 80, PORT);
+        let service = service.udp("udp", 80, PORT);
+        let service = if name == "plain" { service.no_affinity() } else { service.affinity(10_800) };
+        let slice = SliceObject::of(name, "a").tcp("http", PORT).udp("udp", PORT);
+        source.write(name, &[&service.build(), &slice.endpoints(backends, Endpoint::Ready).build()])?;
+    }
+    for first in (1..=others).step_by(500) {
+        let mut text = Vec::new();
+        for number in first..(first + 500).min(others + 1) {
+            let [_, _, high, low] = number.to_be_bytes();
+            let name = format!("other-{number}");
+            let service = ServiceObject::new(&name).cluster_ip(&format!("10.97.{high}.{low}")).tcp("http", 80, PORT);
+            let addresses = [format!("10.3.{high}.{low}"), format!("10.4.{high}.{low}")];
+            let slice = SliceObject::of(&name, "a").tcp("http", PORT).endpoints(addresses, Endpoint::Ready);
+            text.push(to_yaml(&[&service.build(), &slice.build()])?);
+        }
+        source.write_text(&format!("others-{first}"), &text.join("---\n"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,45 @@
+//! Every part of the benchmark runs, and its figures can be read by programs. What they come to is for no test to say.
+
+use std::path::Path;
+use std::process::Command;
+
+use affinity_tests::privilege::require_root;
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+/// Runs a part with the least effort and returns what it prints for programs.
+fn quick(part: &str) -> Result<Value> {
+    require_root();
+    let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/bench.o");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
+    command.args([part, "--quick", "--rounds", "2", "--output", "json", "--object"]).arg(object);
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn rows<'a>(figures: &'a Value, part: &str) -> Result<&'a Vec<Value>> {
+    figures[part]["rows"].as_array().with_context(|| format!("no rows: {figures}"))
+}
+
+#[test]
+fn packets_are_measured() -> Result<()> {
+    let figures = quick("--packets")?;
+    assert!(figures["crr"].is_null(), "{figures}");
+    let syn = rows(&figures, "packets")?.iter().filter(|row| row["name"] == "SYN, not for a service");
+    assert_eq!(syn.count(), 2, "one for each number of services: {figures}");
+    Ok(())
+}
+
+#[test]
+fn exchanges_are_measured_by_every_way() -> Result<()> {
+    let figures = quick("--crr")?;
+    assert!(figures["packets"].is_null(), "{figures}");
+    let rows = rows(&figures, "crr")?;
+    for (way, settings) in [("direct", 1), ("direct-tracked", 1), ("nftables", 2), ("tc", 2), ("socket-lb", 2)] {
+        let of_it: Vec<&Value> = rows.iter().filter(|row| row["way"] == way).collect();
+        assert_eq!(of_it.len(), settings * 2, "by one thread and by sixteen: {figures}");
+        assert!(of_it.iter().all(|row| row["rate"]["median"].as_f64() > Some(0.0)), "{figures}");
+    }
+    Ok(())
+}
