@@ -13,13 +13,14 @@ use affinity_common::{
         filter::{FilterWord, Place},
         fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
+        lifetimes::Lifetimes,
         netns::{NetnsClient, NetnsKey},
         sockets::{Socket, SocketKey},
         work::Work,
     },
     dp::{AffinityEntry, ConntrackEntry, Env, Refused, sock::SocketEnv},
     reason::{Program, Reason},
-    types::{BackendId, Nanos, Ticks},
+    types::{BackendId, Nanos, Proto, Seconds, Ticks},
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -28,7 +29,7 @@ use aya_ebpf::{
 
 use crate::{
     clock,
-    maps::{BACKEND_STATS, CONFIG, COUNTERS, DIRECT_FILTER, EVENTS, Maps, SERVICE_FILTER, SLOTS},
+    maps::{BACKEND_STATS, CONFIG, COUNTERS, DIRECT_FILTER, EVENTS, LIFETIMES, Maps, SERVICE_FILTER, SLOTS},
 };
 
 /// The kernel that runs us.
@@ -104,6 +105,11 @@ impl<F: Maps> Env<F> for Kernel {
     fn backend(&self, key: &BackendKey) -> Option<Backend<F>> {
         // SAFETY: user space replaces values of this map, it never changes them in place.
         unsafe { F::backends().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn lifetime(&self, proto: Proto, seen: u8) -> Seconds {
+        LIFETIMES.get(0).unwrap_or(&Lifetimes::DEFAULT).of(proto, seen)
     }
 
     #[inline(always)]

@@ -15,6 +15,7 @@ use affinity_common::{
         fragments::{self, Fragments, FragmentsKey},
         frontends::{self, Frontend, FrontendKey},
         ids::NextIds,
+        lifetimes::Lifetimes,
         netns::{self, NetnsClient, NetnsKey},
         services::{self, ServicePortName},
         slots::{self, Slot},
@@ -155,6 +156,10 @@ pub static COUNTERS: PerCpuArray<Counter, { counters::SIZE }> = PerCpuArray::new
 /// What user space tells us.
 #[btf_map(name = "config")]
 pub static CONFIG: Array<Config, 1> = Array::new();
+
+/// How long connections may be silent.
+#[btf_map(name = "lifetimes")]
+pub static LIFETIMES: Array<Lifetimes, 1> = Array::new();
 
 /// What we tell user space.
 #[btf_map(name = "events")]

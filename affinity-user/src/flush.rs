@@ -21,19 +21,10 @@ fn of_family<F: Family>(
     tables: &mut FamilyTables<F>,
     chosen: &impl Fn(IpAddr, ServiceId) -> bool,
 ) -> Result<usize, TableError> {
-    let mut forgotten = 0;
-    for (key, entry) in tables.conntrack.entries()? {
-        if !chosen(F::to_ip(&key.client), entry.service) {
-            continue;
-        }
-        match tables.conntrack.remove(&key) {
-            Ok(()) => forgotten += 1,
-            // Evicted meanwhile.
-            Err(TableError::NotFound { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(forgotten)
+    let entries = tables.conntrack.entries()?.into_iter();
+    let keys: Vec<_> =
+        entries.filter(|(key, entry)| chosen(F::to_ip(&key.client), entry.service)).map(|(key, _)| key).collect();
+    tables.conntrack.remove_all(&keys)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 
 pub mod causes;
 pub mod cli;
+pub mod collector;
 pub mod daemon;
 pub mod flush;
 pub mod loader;
@@ -20,5 +21,6 @@ pub mod reconcile;
 pub mod sockets;
 pub mod sources;
 pub mod status;
+mod syscall;
 pub mod tables;
 pub mod view;

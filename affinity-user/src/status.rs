@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::collector::CollectorStatus;
 use crate::loader::Attachment;
 use crate::loader::cgroup::CgroupAttachment;
 use crate::model::Rejection;
@@ -54,6 +55,9 @@ pub struct StatusFile {
     /// The cgroup whose sockets are served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<CgroupAttachment>,
+    /// What the collector of connections has done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collector: Option<CollectorStatus>,
     /// How they are looked after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sockets: Option<SocketsStatus>,
@@ -133,6 +137,7 @@ impl StatusFile {
             problems: Vec::new(),
             attachments: Vec::new(),
             cgroup: None,
+            collector: None,
             sockets: None,
         })
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use affinity_common::abi::affinity::{Affinity, AffinityKey};
+use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
 use affinity_common::abi::counters::Counter;
 use affinity_common::abi::frontends::FrontendKey;
 use affinity_common::abi::slots::Slot;
@@ -13,6 +14,7 @@ use affinity_common::types::{BackendId, Port, Proto, Seconds, Ticks};
 use affinity_tests::mountns::{BPFFS, MountNs};
 use affinity_tests::privilege::require_root;
 use affinity_tests::programs::now;
+use affinity_user::collector::Walker;
 use affinity_user::loader::{Datapath, Options, Sizes};
 use affinity_user::model::{ServiceName, ServicePortName};
 use affinity_user::plan::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, ServicePlan};
@@ -197,6 +199,45 @@ fn affinity_is_refreshed_by_the_datapaths_own_hand() -> Result<()> {
         assert!(!touch.touch(&key, &Socket { service: spread, addr: [10, 96, 0, 2], ..socket })?, "no affinity");
         let v6 = SocketKey::<V6>::default();
         assert!(!touch.touch(&v6, &Socket::<V6>::default())?);
+        Ok(())
+    })
+}
+
+/// Many entries, of which every second one is over: all are read, in parts and at once, and those go.
+#[test]
+fn many_connections_are_walked_through_in_parts() -> Result<()> {
+    const ENTRIES: u32 = 200_000;
+    require_root();
+    MountNs::for_node()?.enter(|| {
+        let mut sizes = Sizes::default();
+        sizes.set("conntrack", 2 * ENTRIES).map_err(|error| anyhow!(error))?;
+        let pin_dir = PathBuf::from(BPFFS).join("affinity");
+        let _datapath = Datapath::open(&Options { pin_dir: pin_dir.clone(), sizes, ..Options::default() })?;
+        let mut tables = bpf::open_pinned(&pin_dir)?;
+        let (now, frontend) = (now()?.ticks(), [10, 96, 0, 1]);
+        let key =
+            |n: u32| ConntrackKey::<V4>::forward(n.to_be_bytes(), Port::new(1), frontend, Port::new(80), Proto::UDP);
+        let old = Ticks { at: now.at.wrapping_sub(Seconds::new(3_600).ticks()) };
+        for n in 0..ENTRIES {
+            let last_seen = if n % 2 == 0 { now } else { old };
+            tables.v4.conntrack.insert(&key(n), &Conntrack { last_seen, ..Conntrack::default() })?;
+        }
+        // One that is not there keeps none of the others.
+        let gone = [key(0), key(ENTRIES), key(2), key(0), key(4)];
+        assert_eq!(tables.v4.conntrack.remove_all(&gone)?, 3);
+        let there = tables.v4.conntrack.len()?;
+        assert_eq!(there, ENTRIES as usize - 3, "read at once, each once");
+        let mut parts = 0;
+        let walk = Walker::new(bpf::open_pinned(&pin_dir)?).walk(|| {
+            parts += 1;
+            true
+        })?;
+        assert!(walk.looked_at >= there && parts > 50, "{walk:?} in {parts} parts");
+        assert_eq!(walk.removed, ENTRIES as usize / 2);
+        println!("{} entries in {parts} parts: {:.3} s", walk.looked_at, walk.busy_seconds);
+        let left = tables.v4.conntrack.entries()?;
+        assert_eq!(left.len(), ENTRIES as usize / 2 - 3);
+        assert!(left.iter().all(|(_, entry)| entry.last_seen == now) && left.is_sorted_by_key(|(key, _)| *key));
         Ok(())
     })
 }

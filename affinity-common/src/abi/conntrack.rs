@@ -118,10 +118,10 @@ impl<F: Family> Conntrack<F> {
         self.ends & BOTH_ENDS != 0
     }
 
-    /// Whether nothing was seen of it for its [`lifetime`].
+    /// Whether nothing was seen of it for its lifetime.
     #[inline(always)]
-    pub fn has_expired(&self, proto: Proto, now: Ticks) -> bool {
-        self.last_seen.until(now) >= lifetime(proto, self.seen).ticks()
+    pub fn has_expired(&self, lifetime: Seconds, now: Ticks) -> bool {
+        self.last_seen.until(now) >= lifetime.ticks()
     }
 
     /// Whether both sides have closed it, or one has reset it: what may still come is of no weight, and a new
@@ -130,29 +130,6 @@ impl<F: Family> Conntrack<F> {
     pub const fn is_over(&self) -> bool {
         self.seen & RESET != 0 || self.seen & (CLIENT_FIN | BACKEND_FIN) == CLIENT_FIN | BACKEND_FIN
     }
-}
-
-/// How long a connection may be silent before it counts as gone: `nf_conntrack`'s defaults, but for an established
-/// TCP connection, which is kept for 6 hours rather than for 5 days (as Cilium does: the table is an LRU, a quiet
-/// connection's packets are translated by its entry however old that is, and what is evicted is rebuilt).
-#[inline(always)]
-pub const fn lifetime(proto: Proto, seen: u8) -> Seconds {
-    const CLOSED: u8 = CLIENT_FIN | BACKEND_FIN;
-    Seconds::new(if proto.number == Proto::TCP.number {
-        if seen & RESET != 0 {
-            10 // nf_conntrack_tcp_timeout_close
-        } else if seen & CLOSED != 0 {
-            120 // nf_conntrack_tcp_timeout_fin_wait, _time_wait
-        } else if seen & REPLIED != 0 {
-            21_600
-        } else {
-            120 // nf_conntrack_tcp_timeout_syn_sent
-        }
-    } else if seen & REPLIED != 0 {
-        120 // nf_conntrack_udp_timeout_stream
-    } else {
-        30 // nf_conntrack_udp_timeout
-    })
 }
 
 /// Default number of entries of a family: two a connection.

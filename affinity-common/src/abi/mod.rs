@@ -18,6 +18,7 @@ pub mod filter;
 pub mod fragments;
 pub mod frontends;
 pub mod ids;
+pub mod lifetimes;
 pub mod netns;
 pub mod services;
 pub mod slots;
@@ -88,6 +89,7 @@ pub const MAPS: &[MapSpec] = &[
     backend_stats::SPEC,
     counters::SPEC,
     config::SPEC,
+    lifetimes::SPEC,
     events::SPEC,
     ids::SPEC,
     services::SPEC,

@@ -15,7 +15,7 @@ use crate::{
     },
     family::Family,
     reason::Reason,
-    types::{Nanos, Port, Seconds, TICK_SHIFT, Ticks},
+    types::{Nanos, Port, Proto, Seconds, TICK_SHIFT, Ticks},
 };
 
 /// How a packet stands to its connection.
@@ -51,6 +51,12 @@ fn shown<F: Family>(headers: &Headers<F>, from: From) -> u8 {
         seen |= RESET;
     }
     seen
+}
+
+/// Whether nothing was seen of a connection for as long as it may be silent.
+#[inline(always)]
+pub fn has_expired<F: Family, E: Env<F>>(env: &E, held: &Conntrack<F>, proto: Proto, now: Nanos) -> bool {
+    held.has_expired(env.lifetime(proto, held.seen), now.ticks())
 }
 
 /// Turns the key of a packet and its entry into those of the other direction. `FULL`: the packet may be of a pod that is
@@ -335,7 +341,7 @@ fn claim<F: Family, E: Env<F>, const FULL: bool>(
     };
     let held = entry.load();
     if !held.leads_as(wanted) {
-        let is_free = held.has_expired(key.proto, now.ticks()) || role != Role::Later && held.is_over();
+        let is_free = has_expired(env, &held, key.proto, now) || role != Role::Later && held.is_over();
         if !is_free {
             return Err(Reason::Collision);
         }

@@ -15,7 +15,7 @@ use crate::{
         work::Work,
     },
     family::Family,
-    types::{BackendId, Nanos, Ticks},
+    types::{BackendId, Nanos, Proto, Seconds, Ticks},
 };
 
 /// Why a map took no new entry.
@@ -64,6 +64,8 @@ pub trait Env<F: Family> {
     /// A backend of a service port.
     fn backend(&self, key: &BackendKey) -> Option<Backend<F>>;
 
+    /// How long a connection of which `seen` was seen may be silent.
+    fn lifetime(&self, proto: Proto, seen: u8) -> Seconds;
     /// A connection's entry.
     fn conntrack(&self, key: &ConntrackKey<F>) -> Option<Self::Conntrack>;
     /// Adds an entry that is not there yet.

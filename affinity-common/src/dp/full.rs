@@ -131,7 +131,8 @@ fn without_service<F: Family, E: Env<F>>(
     let entry = env.conntrack(&work.key)?;
     work.held = entry.load();
     let held = &work.held;
-    let is_over = if headers.is_tcp() { headers.opens() } else { held.has_expired(headers.proto, now.ticks()) };
+    let is_over =
+        if headers.is_tcp() { headers.opens() } else { conntrack::has_expired(env, held, headers.proto, now) };
     let is_answer = held.addr == headers.src;
     // Of a connection that had a frontend until a moment ago it can be neither.
     if is_over || !(is_answer || held.addr == headers.dst) {
@@ -176,7 +177,7 @@ fn past_services<F: Family, E: Env<F>>(
     if let Some(entry) = &entry {
         *held = entry.load();
     }
-    if entry.is_none() || held.is_over() || held.has_expired(headers.proto, now.ticks()) {
+    if entry.is_none() || held.is_over() || conntrack::has_expired(env, held, headers.proto, now) {
         // Its answers are its own again, and so are its ports, whatever an earlier one on them had.
         env.conntrack_remove(key);
         key.turn_forward(headers.src_port, headers.dst, headers.dst_port);

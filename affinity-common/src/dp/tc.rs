@@ -121,7 +121,7 @@ pub fn reply<F: Rewrite, E: Env<F>, P: Packet, const FULL: bool>(
     env.in_memory(headers);
     let mut held = entry.load();
     let now = env.now();
-    if !headers.is_tcp() && held.has_expired(headers.proto, now.ticks()) {
+    if !headers.is_tcp() && conntrack::has_expired(env, &held, headers.proto, now) {
         return Step::Ends(Reason::NotReply);
     }
     if !FULL && held.has_both_ends() {
@@ -232,7 +232,7 @@ pub fn still_stands<F: Family, E: Env<F>>(
         return !headers.opens();
     }
     held.service == frontend.service
-        && !held.has_expired(headers.proto, now.ticks())
+        && !conntrack::has_expired(env, held, headers.proto, now)
         && env.backend(&BackendKey { service: held.service, backend: held.backend }).is_some()
 }
 

@@ -16,13 +16,14 @@ use crate::{
         filter::{FilterWord, Place},
         fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
+        lifetimes::Lifetimes,
         netns::{NetnsClient, NetnsKey},
         sockets::{Socket, SocketKey},
         work::Work,
     },
     dp::{AffinityEntry, ConntrackEntry, Env, Refused, sock::SocketEnv},
     family::Family,
-    types::{BackendId, Nanos, Ticks},
+    types::{BackendId, Nanos, Proto, Seconds, Ticks},
 };
 
 /// What another CPU does just before the next write to an affinity entry.
@@ -86,6 +87,7 @@ struct State<F: Family> {
     now: Cell<Nanos>,
     random: Cell<u64>,
     faults: Cell<Faults>,
+    lifetimes: Cell<Lifetimes>,
     writes: Cell<u64>,
     wants_events: Cell<bool>,
     events: RefCell<Vec<Event>>,
@@ -121,11 +123,17 @@ impl<F: Family> FakeEnv<F> {
             now: Cell::new(Nanos(3_600 * Nanos::SECOND.0)),
             random: Cell::new(0x2545_f491_4f6c_dd1d),
             faults: Cell::default(),
+            lifetimes: Cell::default(),
             writes: Cell::default(),
             wants_events: Cell::default(),
             events: RefCell::default(),
             hooks: RefCell::default(),
         }))
+    }
+
+    /// Sets how long connections may be silent.
+    pub fn set_lifetimes(&self, lifetimes: Lifetimes) {
+        self.0.lifetimes.set(lifetimes);
     }
 
     /// Lets time pass.
@@ -375,6 +383,10 @@ impl<F: Family> Env<F> for FakeEnv<F> {
 
     fn backend(&self, key: &BackendKey) -> Option<Backend<F>> {
         self.0.maps.borrow().backends.get(key).copied()
+    }
+
+    fn lifetime(&self, proto: Proto, seen: u8) -> Seconds {
+        self.0.lifetimes.get().of(proto, seen)
     }
 
     fn conntrack(&self, key: &ConntrackKey<F>) -> Option<ConntrackHandle<F>> {

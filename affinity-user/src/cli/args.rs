@@ -7,6 +7,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::loader::{PIN_DIR, Sizes};
 use crate::status::STATE_DIR;
+use affinity_common::abi::lifetimes::Lifetimes;
+use affinity_common::types::Seconds;
 
 /// Sticky Kubernetes Services in eBPF: a client that reached a pod reaches it again.
 #[derive(Debug, Parser)]
@@ -193,6 +195,10 @@ pub(super) struct RunArgs {
     /// Number of elements of a map, repeatable: frontends, backends, conntrack, affinity, slots, …
     #[arg(long = "map-size", value_name = "NAME=N", value_parser = map_size)]
     pub map_sizes: Vec<(String, u32)>,
+    /// How long a connection may be silent before it counts as gone, in seconds, repeatable: tcp-syn-sent=120,
+    /// tcp-established=21600, tcp-fin-wait=120, tcp-close=10, udp=30, udp-stream=120 (the defaults)
+    #[arg(long = "conntrack-timeout", value_name = "STATE=SECONDS", value_parser = lifetime)]
+    pub conntrack_timeouts: Vec<(String, u32)>,
     /// How often everything is compared with the maps, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     pub audit_interval: u64,
@@ -255,6 +261,36 @@ fn map_size(text: &str) -> Result<(String, u32), String> {
     Ok((name.to_owned(), size))
 }
 
+fn lifetime(text: &str) -> Result<(String, u32), String> {
+    /// A year: the clock of entries is right for over two.
+    const MOST: u32 = 365 * 86_400;
+    let (state, seconds) = text.split_once('=').ok_or("write STATE=SECONDS")?;
+    let seconds = seconds.parse().map_err(|error| format!("{seconds:?} is no number of seconds: {error}"))?;
+    if !(1..=MOST).contains(&seconds) {
+        return Err(format!("{seconds} is not in 1..={MOST}"));
+    }
+    set_lifetime(&mut Lifetimes::default(), state, seconds)?;
+    Ok((state.to_owned(), seconds))
+}
+
+/// Sets the lifetime of a state that people name.
+pub(super) fn set_lifetime(lifetimes: &mut Lifetimes, state: &str, seconds: u32) -> Result<(), String> {
+    let lifetime = match state {
+        "tcp-syn-sent" => &mut lifetimes.tcp_syn_sent,
+        "tcp-established" => &mut lifetimes.tcp_established,
+        "tcp-fin-wait" => &mut lifetimes.tcp_fin_wait,
+        "tcp-close" => &mut lifetimes.tcp_close,
+        "udp" => &mut lifetimes.udp,
+        "udp-stream" => &mut lifetimes.udp_stream,
+        _ => {
+            let known = "tcp-syn-sent, tcp-established, tcp-fin-wait, tcp-close, udp, udp-stream";
+            return Err(format!("no state {state:?}; these have a lifetime: {known}"));
+        }
+    };
+    *lifetime = Seconds::new(seconds);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -277,6 +313,14 @@ mod tests {
         assert_eq!(map_size("frontends=6"), Ok(("frontends".to_owned(), 6)));
         for wrong in ["frontends", "frontends=x", "nothing=1", "slots=0"] {
             assert!(map_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn lifetimes_name_a_state_and_have_bounds() {
+        assert_eq!(lifetime("udp=1"), Ok(("udp".to_owned(), 1)));
+        for wrong in ["udp", "udp=0", "udp=x", "icmp=1", "tcp-close=31536001"] {
+            assert!(lifetime(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use affinity_common::abi::lifetimes::Lifetimes;
 use anyhow::{Context as _, Result, anyhow};
 use tracing_subscriber::EnvFilter;
 
-use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb};
+use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb, set_lifetime};
 use crate::daemon::{self, Sockets, Source};
 use crate::loader::attach::AttachMode;
 use crate::loader::{self, Sizes};
@@ -17,6 +18,10 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
     let mut sizes = Sizes::default();
     for (name, size) in &args.map_sizes {
         sizes.set(name, *size).map_err(|error| anyhow!(error))?;
+    }
+    let mut lifetimes = Lifetimes::default();
+    for (state, seconds) in &args.conntrack_timeouts {
+        set_lifetime(&mut lifetimes, state, *seconds).map_err(|error| anyhow!(error))?;
     }
     let source = match (args.source_dir, args.kubeconfig) {
         (Some(directory), _) => Source::Directory(directory),
@@ -47,6 +52,7 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
             (SocketLb::On, None) => Sockets::Node,
             (SocketLb::On, Some(path)) => Sockets::Cgroup(path),
         },
+        lifetimes,
         keeper: keeper::Options {
             directories: args.netns_dirs,
             pods: matches!(args.socket_lb_pods, SocketLb::On),

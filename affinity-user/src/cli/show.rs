@@ -219,6 +219,7 @@ pub(super) fn status(common: &Common) -> Result<()> {
             "problems": daemon.as_ref().map(|status| &status.problems),
             "attachments": attachments(common, daemon.as_ref()),
             "cgroup": cgroup(common, daemon.as_ref()),
+            "collector": daemon.as_ref().and_then(|status| status.collector.as_ref()),
             "sockets": daemon.as_ref().and_then(|status| status.sockets.as_ref()),
             "maps": maps,
             "counters": counters,
@@ -263,15 +264,8 @@ pub(super) fn status(common: &Common) -> Result<()> {
         Some(CgroupAttachment { path: None, id }) => format!("sockets: those of the cgroup with the number {id}"),
         None => "sockets: none, all by their packets".to_owned(),
     })?;
-    if let Some(it) = daemon.as_ref().and_then(|status| status.sockets.as_ref()) {
-        let left = if it.left_to_tc > 0 { format!(", {} of them left to TC", it.left_to_tc) } else { String::new() };
-        line(format!(
-            "         of {} network namespaces{left}; {} open, {} ended",
-            it.namespaces, it.refreshed, it.destroyed
-        ))?;
-        for problem in &it.problems {
-            line(format!("problem: {problem}"))?;
-        }
+    if let Some(status) = &daemon {
+        lines_of_threads(status)?;
     }
     line("")?;
     print::table(
@@ -300,6 +294,24 @@ pub(super) fn status(common: &Common) -> Result<()> {
             ]
         }),
     )
+}
+
+/// What the threads beside the daemon's have done.
+fn lines_of_threads(status: &StatusFile) -> Result<()> {
+    if let Some(it) = &status.sockets {
+        let left = if it.left_to_tc > 0 { format!(", {} of them left to TC", it.left_to_tc) } else { String::new() };
+        line(format!(
+            "         of {} network namespaces{left}; {} open, {} ended",
+            it.namespaces, it.refreshed, it.destroyed
+        ))?;
+        for problem in &it.problems {
+            line(format!("problem: {problem}"))?;
+        }
+    }
+    if let Some(it) = &status.collector {
+        line(format!("connections that are over: {} of {} taken out lately", it.removed, it.looked_at))?;
+    }
+    Ok(())
 }
 
 fn described(status: &StatusFile) -> Value {

@@ -11,18 +11,20 @@ mod state;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use affinity_common::abi::lifetimes::Lifetimes;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::collector::Collector;
 use crate::loader::interfaces::{Follower, Patterns, watch};
 use crate::loader::{self, Datapath, LoadError, cgroup};
 use crate::reconcile::Reconciler;
 use crate::sockets::keeper::{self, Keeper};
 use crate::sources::{SourceError, SourceEvent, directory, kubernetes};
 use crate::status::StatusError;
-use crate::tables::{TableError, bpf};
+use crate::tables::{ONLY, TableError, bpf};
 
 use state::State;
 
@@ -56,6 +58,8 @@ pub struct Options {
     pub loader: loader::Options,
     /// Whether sockets are served where they are, and at which cgroup; by default at the node's root.
     pub sockets: Sockets,
+    /// How long connections may be silent; 0 stands for the default.
+    pub lifetimes: Lifetimes,
     /// How sockets are looked after, where they are served.
     pub keeper: keeper::Options,
     /// Which interfaces are clients': see [`Patterns`].
@@ -126,7 +130,8 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     if options.loader.log_level > 0 {
         datapath_log::forward(&mut datapath);
     }
-    let tables = bpf::open_pinned(&options.loader.pin_dir)?;
+    let mut tables = bpf::open_pinned(&options.loader.pin_dir)?;
+    tables.shared.lifetimes.insert(&ONLY, &options.lifetimes)?;
     let reconciler = Reconciler::open(tables, Box::new(Instant::now))?;
     let keeper = if let Some(path) = cgroup {
         let touch = datapath.touch()?;
@@ -140,10 +145,11 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         datapath.detach_cgroup();
         None
     };
+    let collector = Collector::start(bpf::open_pinned(&options.loader.pin_dir)?)?;
     let (sender, mut links) = mpsc::channel(64);
     let watcher = tokio::spawn(watch(sender));
     let follower = Follower::new(Patterns::new(&options.interfaces));
-    let mut state = State::new(&options, datapath, reconciler, follower, keeper)?;
+    let mut state = State::new(&options, datapath, reconciler, follower, keeper, collector)?;
     state.write_status()?;
 
     let mut audit = interval(options.audit_interval);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::{Options, STATUS_LAG, SWEEP, Source};
+use crate::collector::Collector;
 use crate::loader::Datapath;
 use crate::loader::interfaces::{Action, Follower, Interface, LinkEvent};
 use crate::model::{Kind, Model};
@@ -23,6 +24,7 @@ pub(super) struct State {
     datapath: Datapath,
     follower: Follower,
     keeper: Option<Keeper>,
+    collector: Collector,
     /// How many entries the reconciler had taken out when the keeper last heard of it.
     removed: u64,
     /// Interfaces that could not be attached to, and why.
@@ -45,6 +47,7 @@ impl State {
         reconciler: Reconciler,
         follower: Follower,
         keeper: Option<Keeper>,
+        collector: Collector,
     ) -> Result<Self, StatusError> {
         let source = match &options.source {
             Source::Kubernetes(_) => SourceStatus::new("kubernetes", "the API server"),
@@ -56,6 +59,7 @@ impl State {
             datapath,
             follower,
             keeper,
+            collector,
             removed: 0,
             unattached: BTreeMap::new(),
             retry_attach: None,
@@ -258,6 +262,7 @@ impl State {
         status.problems = unprogrammed.chain(unattached).collect();
         status.attachments = self.datapath.attachments().cloned().collect();
         status.cgroup = self.datapath.cgroup().cloned();
+        status.collector = Some(self.collector.status());
         status.sockets = self.keeper.as_ref().map(Keeper::status);
         status.write(&self.directory)
     }

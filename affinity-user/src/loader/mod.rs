@@ -11,7 +11,6 @@ mod error;
 pub mod interfaces;
 mod maps;
 mod preflight;
-mod syscall;
 mod touch;
 
 use std::collections::BTreeMap;

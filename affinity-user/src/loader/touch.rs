@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use affinity_common::abi::sockets::{Socket, SocketKey};
 use affinity_common::family::Family;
 
-use super::syscall;
+use crate::syscall;
 
 /// A handle of the program that refreshes affinity, for any thread.
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! The kernel's maps, by aya.
 
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use affinity_common::abi::{
     self, MapSpec, addresses, affinity, backend_names, backend_stats, backends, config, conntrack, counters, filter,
-    frontends, ids, netns, services, slots, sockets,
+    fragments, frontends, ids, lifetimes, netns, services, slots, sockets,
 };
 use affinity_common::family::Family;
 use aya::{
@@ -14,7 +15,8 @@ use aya::{
 use nix::errno::Errno;
 use thiserror::Error;
 
-use super::{FamilyTables, Operation, SharedTables, Table, TableError, Tables};
+use super::{FamilyTables, Operation, Part, Position, SharedTables, Table, TableError, Tables};
+use crate::syscall;
 
 /// A map can't be used as a table.
 #[derive(Debug, Error)]
@@ -73,6 +75,7 @@ fn open(mut source: impl FnMut(&MapSpec) -> Result<Map, OpenError>) -> Result<Ta
             backend_stats: Box::new(BpfHash::open(&backend_stats::SPEC, &mut source)?),
             ids: Box::new(BpfArray::open(&ids::SPEC, &mut source)?),
             config: Box::new(BpfArray::open(&config::SPEC, &mut source)?),
+            lifetimes: Box::new(BpfArray::open(&lifetimes::SPEC, &mut source)?),
             counters: Box::new(BpfCounters::open(&counters::SPEC, &mut source)?),
         },
     })
@@ -86,6 +89,7 @@ fn family<F: Family>(
         addresses: Box::new(BpfHash::open(&addresses::spec::<F>(), &mut *source)?),
         backends: Box::new(BpfHash::open(&backends::spec::<F>(), &mut *source)?),
         affinity: Box::new(BpfHash::open(&affinity::spec::<F>(), &mut *source)?),
+        fragments: Box::new(BpfHash::open(&fragments::spec::<F>(), &mut *source)?),
         conntrack: Box::new(BpfHash::open(&conntrack::spec::<F>(), &mut *source)?),
         netns: Box::new(BpfHash::open(&netns::spec::<F>(), &mut *source)?),
         sockets: Box::new(BpfHash::open(&sockets::spec::<F>(), &mut *source)?),
@@ -121,6 +125,7 @@ fn refused(map: &'static str, capacity: usize, op: Operation, error: MapError) -
 struct BpfHash<K, V> {
     name: &'static str,
     capacity: usize,
+    fd: OwnedFd,
     map: HashMap<MapData, Plain<K>, Plain<V>>,
 }
 
@@ -128,8 +133,9 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> BpfHash<K, V> {
     fn open(spec: &MapSpec, source: impl FnOnce(&MapSpec) -> Result<Map, OpenError>) -> Result<Self, OpenError> {
         let map = source(spec)?;
         let capacity = capacity(spec, &map)?;
+        let fd = descriptor(spec, &map)?;
         let map = HashMap::try_from(map).map_err(|source| mismatch(spec, source))?;
-        Ok(Self { name: spec.name, capacity, map })
+        Ok(Self { name: spec.name, capacity, fd, map })
     }
 
     fn refused(&self, op: Operation, error: MapError) -> TableError {
@@ -139,6 +145,54 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> BpfHash<K, V> {
 
 fn mismatch(spec: &MapSpec, source: MapError) -> OpenError {
     OpenError { map: spec.name, place: format!("layout {}", abi::LAYOUT), source }
+}
+
+/// Another descriptor of the map, for what aya has no way for.
+fn descriptor(spec: &MapSpec, map: &Map) -> Result<OwnedFd, OpenError> {
+    let (Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data)) = map else {
+        let name = spec.name.to_owned();
+        return Err(mismatch(spec, MapError::InvalidName { name }));
+    };
+    data.fd().as_fd().try_clone_to_owned().map_err(|error| mismatch(spec, MapError::IoError(error)))
+}
+
+/// How many entries are read by one call where all are wanted.
+const BATCH: usize = 4096;
+
+/// The entries from a position on, by one call, and by more where a hash map's bucket wants more room.
+fn part<K: bytemuck::Pod, V: bytemuck::Pod>(
+    map: BorrowedFd<'_>,
+    from: Option<Position>,
+    most: usize,
+) -> std::io::Result<Part<K, V>> {
+    let mut room = most.max(1);
+    loop {
+        let (mut keys, mut values) = (vec![K::zeroed(); room], vec![V::zeroed(); room]);
+        match syscall::lookup_batch(map, from.map(|Position(at)| at), &mut keys, &mut values) {
+            Ok((count, next)) => {
+                keys.truncate(count);
+                return Ok((keys.into_iter().zip(values).collect(), next.map(Position)));
+            }
+            Err(error) if error.raw_os_error() == Some(Errno::ENOSPC as i32) => room *= 2,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// All entries, in the order of the keys.
+fn all<K: bytemuck::Pod + Ord + Copy, V: bytemuck::Pod>(map: BorrowedFd<'_>) -> std::io::Result<Vec<(K, V)>> {
+    let (mut entries, mut from) = (Vec::new(), None);
+    loop {
+        let (some, next) = part::<K, V>(map, from, BATCH)?;
+        entries.extend(some);
+        if next.is_none() {
+            break;
+        }
+        from = next;
+    }
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    entries.dedup_by(|(a, _), (b, _)| a == b);
+    Ok(entries)
 }
 
 fn capacity(spec: &MapSpec, map: &Map) -> Result<usize, OpenError> {
@@ -176,29 +230,48 @@ impl<K: bytemuck::Pod + Ord + Send, V: bytemuck::Pod + Send> Table<K, V> for Bpf
     }
 
     fn keys(&self) -> Result<Vec<K>, TableError> {
-        let mut keys = Vec::new();
-        // The kernel starts again from the first key where the last one has gone meanwhile, so there can be more keys
-        // than there is room for, and no end in a map that changes quickly.
-        for key in self.map.keys().take(2 * self.capacity) {
-            let Plain(key) = key.map_err(|error| self.refused(Operation::List, error))?;
-            keys.push(key);
+        Ok(self.entries()?.into_iter().map(|(key, _)| key).collect())
+    }
+
+    fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+        all(self.fd.as_fd()).map_err(|error| self.refused(Operation::List, MapError::IoError(error)))
+    }
+
+    fn part(&self, from: Option<Position>, most: usize) -> Result<Part<K, V>, TableError> {
+        part(self.fd.as_fd(), from, most).map_err(|error| self.refused(Operation::List, MapError::IoError(error)))
+    }
+
+    fn remove_all(&mut self, keys: &[K]) -> Result<usize, TableError> {
+        let (mut removed, mut rest) = (0, keys);
+        while !rest.is_empty() {
+            let (count, done) = syscall::delete_batch(self.fd.as_fd(), rest);
+            removed += count;
+            match done {
+                Ok(()) => break,
+                // Gone already: the next one.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {
+                    rest = rest.get(count + 1..).unwrap_or_default();
+                }
+                Err(error) => return Err(self.refused(Operation::Remove, MapError::IoError(error))),
+            }
         }
-        keys.sort_unstable();
-        keys.dedup();
-        Ok(keys)
+        Ok(removed)
     }
 }
 
 /// An array.
 struct BpfArray<V: bytemuck::Pod> {
     name: &'static str,
+    fd: OwnedFd,
     map: Array<MapData, Plain<V>>,
 }
 
 impl<V: bytemuck::Pod> BpfArray<V> {
     fn open(spec: &MapSpec, source: impl FnOnce(&MapSpec) -> Result<Map, OpenError>) -> Result<Self, OpenError> {
-        let map = Array::try_from(source(spec)?).map_err(|source| mismatch(spec, source))?;
-        Ok(Self { name: spec.name, map })
+        let map = source(spec)?;
+        let fd = descriptor(spec, &map)?;
+        let map = Array::try_from(map).map_err(|source| mismatch(spec, source))?;
+        Ok(Self { name: spec.name, fd, map })
     }
 
     fn refused(&self, op: Operation, error: MapError) -> TableError {
@@ -207,6 +280,10 @@ impl<V: bytemuck::Pod> BpfArray<V> {
 }
 
 impl<V: bytemuck::Pod + Send> Table<u32, V> for BpfArray<V> {
+    fn entries(&self) -> Result<Vec<(u32, V)>, TableError> {
+        all(self.fd.as_fd()).map_err(|error| self.refused(Operation::List, MapError::IoError(error)))
+    }
+
     fn name(&self) -> &str {
         self.name
     }

@@ -15,8 +15,10 @@ use affinity_common::{
         conntrack::{Conntrack, ConntrackKey, FORWARD},
         counters::Counter,
         filter::FilterWord,
+        fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
         ids::NextIds,
+        lifetimes::Lifetimes,
         netns::{NetnsClient, NetnsKey},
         services::ServicePortName,
         slots::Slot,
@@ -43,6 +45,7 @@ pub fn family<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<String>, TableE
     lines.extend(table(&*tables.backends)?);
     lines.extend(table(&*tables.affinity)?);
     lines.extend(table(&*tables.conntrack)?);
+    lines.extend(table(&*tables.fragments)?);
     lines.extend(table(&*tables.netns)?);
     lines.extend(table(&*tables.sockets)?);
     Ok(lines)
@@ -58,6 +61,7 @@ pub fn shared(tables: &SharedTables) -> Result<Vec<String>, TableError> {
     lines.extend(table(&*tables.backend_stats)?);
     lines.extend(table(&*tables.ids)?);
     lines.extend(table(&*tables.config)?);
+    lines.extend(table(&*tables.lifetimes)?);
     lines.extend(table(&*tables.counters)?);
     Ok(lines)
 }
@@ -164,6 +168,29 @@ impl Value for FilterWord {
 
     fn text(&self) -> String {
         format!("bits={:016x}", self.bits)
+    }
+}
+
+impl<F: Family> Key for FragmentsKey<F> {
+    fn text(&self) -> String {
+        let id = u32::from_be_bytes(self.id);
+        format!("{}->{}/{} id={id:08x}", F::to_ip(&self.src), F::to_ip(&self.dst), self.proto)
+    }
+}
+
+impl Value for Fragments {
+    fn text(&self) -> String {
+        format!("ports={}->{} at={}", self.src_port, self.dst_port, self.at.at)
+    }
+}
+
+impl Value for Lifetimes {
+    const IN_ARRAY: bool = true;
+
+    fn text(&self) -> String {
+        let Self { tcp_syn_sent, tcp_established, tcp_fin_wait, tcp_close, udp, udp_stream } = self;
+        let tcp = [tcp_syn_sent, tcp_established, tcp_fin_wait, tcp_close].map(|lifetime| lifetime.secs);
+        format!("tcp={tcp:?} udp={} udp_stream={}", udp.secs, udp_stream.secs)
     }
 }
 

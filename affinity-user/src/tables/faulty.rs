@@ -7,7 +7,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::{BoxTable, Operation, Table, TableError, memory::Wrapper};
+use super::{BoxTable, Operation, Part, Position, Table, TableError, memory::Wrapper};
 
 /// How a write fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +165,10 @@ impl<K: Send + 'static, V: Send, T: Table<K, V>> Table<K, V> for FaultyTable<T> 
 
     fn keys(&self) -> Result<Vec<K>, TableError> {
         self.table.keys()
+    }
+
+    fn part(&self, from: Option<Position>, most: usize) -> Result<Part<K, V>, TableError> {
+        self.table.part(from, most)
     }
 }
 

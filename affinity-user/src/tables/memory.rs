@@ -17,8 +17,10 @@ use affinity_common::{
         conntrack::{Conntrack, ConntrackKey},
         counters::Counter,
         filter::{self, FilterWord},
+        fragments::{self, Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
         ids::NextIds,
+        lifetimes::Lifetimes,
         netns::{NetnsClient, NetnsKey},
         services::ServicePortName,
         slots::Slot,
@@ -186,6 +188,8 @@ pub struct MemoryFamily<F: Family> {
     pub backends: MemoryTable<BackendKey, Backend<F>>,
     /// `affinity_*`
     pub affinity: MemoryTable<AffinityKey<F>, Affinity>,
+    /// `fragments_*`
+    pub fragments: MemoryTable<FragmentsKey<F>, Fragments>,
     /// `conntrack_*`
     pub conntrack: MemoryTable<ConntrackKey<F>, Conntrack<F>>,
     /// `netns_*`
@@ -202,6 +206,7 @@ impl<F: Family> MemoryFamily<F> {
             addresses: MemoryTable::new(&name("addresses"), sizes.frontends),
             backends: MemoryTable::new(&name("backends"), sizes.backends),
             affinity: MemoryTable::new(&name("affinity"), sizes.affinity),
+            fragments: MemoryTable::new(&name("fragments"), fragments::DEFAULT_SIZE),
             conntrack: MemoryTable::new(&name("conntrack"), sizes.conntrack),
             netns: MemoryTable::new(&name("netns"), abi::netns::DEFAULT_SIZE),
             sockets: MemoryTable::new(&name("sockets"), abi::sockets::DEFAULT_SIZE),
@@ -215,6 +220,7 @@ impl<F: Family> MemoryFamily<F> {
             addresses: wrapper.wrap(self.addresses.clone()),
             backends: wrapper.wrap(self.backends.clone()),
             affinity: wrapper.wrap(self.affinity.clone()),
+            fragments: wrapper.wrap(self.fragments.clone()),
             conntrack: wrapper.wrap(self.conntrack.clone()),
             netns: wrapper.wrap(self.netns.clone()),
             sockets: wrapper.wrap(self.sockets.clone()),
@@ -245,6 +251,8 @@ pub struct MemoryTables {
     pub ids: MemoryArray<NextIds>,
     /// `config`
     pub config: MemoryArray<Config>,
+    /// `lifetimes`
+    pub lifetimes: MemoryArray<Lifetimes>,
     /// `counters`
     pub counters: MemoryArray<Counter>,
 }
@@ -269,6 +277,7 @@ impl MemoryTables {
             backend_stats: MemoryTable::new("backend_stats", 2 * sizes.backends),
             ids: MemoryArray::new("ids", 1),
             config: MemoryArray::new("config", 1),
+            lifetimes: MemoryArray::new("lifetimes", 1),
             counters: MemoryArray::new("counters", abi::counters::SIZE),
         }
     }
@@ -292,6 +301,7 @@ impl MemoryTables {
                 backend_stats: wrapper.wrap(self.backend_stats.clone()),
                 ids: wrapper.wrap(self.ids.clone()),
                 config: wrapper.wrap(self.config.clone()),
+                lifetimes: wrapper.wrap(self.lifetimes.clone()),
                 counters: wrapper.wrap(self.counters.clone()),
             },
         }

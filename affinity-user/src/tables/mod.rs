@@ -23,8 +23,10 @@ use affinity_common::{
         conntrack::{Conntrack, ConntrackKey},
         counters::Counter,
         filter::FilterWord,
+        fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
         ids::NextIds,
+        lifetimes::Lifetimes,
         netns::{NetnsClient, NetnsKey},
         services::ServicePortName,
         slots::Slot,
@@ -73,6 +75,29 @@ pub trait Table<K, V>: Send {
         Ok(entries)
     }
 
+    /// Some further entries, about `most` of them, in no order; `from` is what the last call has returned, or none at the
+    /// start. Returns where the next call goes on, or none at the end. Of a map that others write to meanwhile, those that
+    /// stay are in one of the parts, each once.
+    fn part(&self, from: Option<Position>, most: usize) -> Result<Part<K, V>, TableError> {
+        let start = from.map_or(0, |Position(start)| start as usize);
+        let entries: Vec<(K, V)> = self.entries()?.into_iter().skip(start).take(most).collect();
+        let next = (entries.len() == most).then(|| Position(u32::try_from(start + most).unwrap_or(u32::MAX)));
+        Ok((entries, next))
+    }
+
+    /// Takes entries out; returns how many were there.
+    fn remove_all(&mut self, keys: &[K]) -> Result<usize, TableError> {
+        let mut removed = 0;
+        for key in keys {
+            match self.remove(key) {
+                Ok(()) => removed += 1,
+                Err(TableError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
+    }
+
     /// How many entries there are.
     fn len(&self) -> Result<usize, TableError> {
         Ok(self.keys()?.len())
@@ -83,6 +108,13 @@ pub trait Table<K, V>: Send {
         Ok(self.len()? == 0)
     }
 }
+
+/// Where a walk through a table goes on: the table's own number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position(pub(crate) u32);
+
+/// A part of a table, and where the next one begins.
+pub type Part<K, V> = (Vec<(K, V)>, Option<Position>);
 
 /// A table of any make.
 pub type BoxTable<K, V> = Box<dyn Table<K, V>>;
@@ -100,6 +132,8 @@ pub struct FamilyTables<F: Family> {
     pub backends: BoxTable<BackendKey, Backend<F>>,
     /// `affinity_*`
     pub affinity: BoxTable<AffinityKey<F>, Affinity>,
+    /// `fragments_*`
+    pub fragments: BoxTable<FragmentsKey<F>, Fragments>,
     /// `conntrack_*`
     pub conntrack: BoxTable<ConntrackKey<F>, Conntrack<F>>,
     /// `netns_*`
@@ -126,6 +160,8 @@ pub struct SharedTables {
     pub ids: BoxTable<u32, NextIds>,
     /// `config`
     pub config: BoxTable<u32, Config>,
+    /// `lifetimes`
+    pub lifetimes: BoxTable<u32, Lifetimes>,
     /// `counters`, each the sum over all CPUs
     pub counters: BoxTable<u32, Counter>,
 }

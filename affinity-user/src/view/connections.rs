@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use affinity_common::abi::conntrack::{BACKEND_FIN, CLIENT_FIN, REPLIED, RESET, lifetime};
+use affinity_common::abi::conntrack::{BACKEND_FIN, CLIENT_FIN, REPLIED, RESET};
 use affinity_common::types::Proto;
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ pub struct ConnectionRow {
     pub service: String,
     /// The pod's name, where it is known.
     pub pod: Option<String>,
-    /// `new`, `established`, `closing` or `reset`.
+    /// `new`, `established`, `closing`, `reset`, or `expired` where it only waits to be taken out.
     pub state: &'static str,
     /// Packets in this direction.
     pub packets: u32,
@@ -48,10 +48,10 @@ pub fn connections(snapshot: &Snapshot) -> Vec<ConnectionRow> {
             backend: connection.backend,
             service: snapshot.names.service(connection.key.service),
             pod: snapshot.names.pod(connection.key.service, connection.key.backend),
-            state: state(connection.proto, connection.seen),
+            state: if connection.expired { "expired" } else { state(connection.proto, connection.seen) },
             packets: connection.packets,
             idle_seconds: super::sessions::seconds(connection.last_seen.age(snapshot.now)),
-            lifetime_seconds: lifetime(connection.proto, connection.seen).secs,
+            lifetime_seconds: connection.lifetime.secs,
         })
         .collect();
     rows.sort_by(|a, b| (a.client, a.frontend, a.direction).cmp(&(b.client, b.frontend, b.direction)));

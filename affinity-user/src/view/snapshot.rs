@@ -10,9 +10,10 @@ use affinity_common::abi::backends::BackendKey;
 use affinity_common::abi::conntrack::FORWARD;
 use affinity_common::abi::counters::Counter;
 use affinity_common::abi::frontends::Frontend;
+use affinity_common::abi::lifetimes::Lifetimes;
 use affinity_common::abi::{self, LAYOUT};
 use affinity_common::family::Family;
-use affinity_common::types::{BackendId, Nanos, Proto, ServiceId, Ticks};
+use affinity_common::types::{BackendId, Nanos, Proto, Seconds, ServiceId, Ticks};
 use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
@@ -106,7 +107,9 @@ pub struct Connection {
     pub seen: u8,
     /// When the last packet came.
     pub last_seen: Ticks,
-    /// Whether it has been silent for its lifetime.
+    /// How long it may be silent.
+    pub lifetime: Seconds,
+    /// Whether it has been silent for that long: it counts as gone.
     pub expired: bool,
 }
 
@@ -240,13 +243,18 @@ fn clients_of<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<Client>, TableE
         .collect())
 }
 
-fn connections_of<F: Family>(tables: &FamilyTables<F>, now: Nanos) -> Result<Vec<Connection>, TableError> {
+fn connections_of<F: Family>(
+    tables: &FamilyTables<F>,
+    lifetimes: &Lifetimes,
+    now: Nanos,
+) -> Result<Vec<Connection>, TableError> {
     let entries = tables.conntrack.entries()?.into_iter();
     Ok(entries
         .map(|(key, entry)| {
             let peer = super::socket::<F>(&key.peer, key.peer_port);
             let other = super::socket::<F>(&entry.addr, entry.port);
             let forward = key.direction == FORWARD;
+            let lifetime = lifetimes.of(key.proto, entry.seen);
             let (frontend, backend) = if forward { (peer, other) } else { (other, peer) };
             Connection {
                 proto: key.proto,
@@ -258,7 +266,8 @@ fn connections_of<F: Family>(tables: &FamilyTables<F>, now: Nanos) -> Result<Vec
                 packets: entry.packets,
                 seen: entry.seen,
                 last_seen: entry.last_seen,
-                expired: entry.has_expired(key.proto, now.ticks()),
+                lifetime,
+                expired: entry.has_expired(lifetime, now.ticks()),
             }
         })
         .collect())
@@ -295,8 +304,9 @@ impl Snapshot {
         }
         let stats: BTreeMap<_, _> = tables.shared.backend_stats.entries()?.into_iter().collect();
         let now = now();
-        let mut connections = connections_of(&tables.v4, now)?;
-        connections.extend(connections_of(&tables.v6, now)?);
+        let lifetimes = tables.shared.lifetimes.get(&ONLY)?.unwrap_or_default();
+        let mut connections = connections_of(&tables.v4, &lifetimes, now)?;
+        connections.extend(connections_of(&tables.v6, &lifetimes, now)?);
         let mut fill = [fill_of(&tables.v4)?, fill_of(&tables.v6)?].concat();
         fill.extend([
             (abi::slots::SPEC.name, slots.len(), tables.shared.slots.capacity()),
@@ -318,7 +328,7 @@ impl Snapshot {
     }
 
     /// The affinity timeout of a service port; `None` where it has no affinity, or is gone.
-    pub fn timeout(&self, service: ServiceId) -> Option<affinity_common::types::Seconds> {
+    pub fn timeout(&self, service: ServiceId) -> Option<Seconds> {
         let frontend = self.frontends.iter().find(|frontend| frontend.value.service == service);
         frontend.map(|frontend| frontend.value.timeout).filter(|timeout| timeout.secs != 0)
     }

@@ -77,11 +77,12 @@ fn no_single_byte_makes_a_packet_go_wrong() -> Result<()> {
         for value in [0, 1, 0x0f, 0x40, 0x7f, 0x80, 0xf0, 0xff] {
             let mut spoilt = packet.clone();
             spoilt[at] ^= value;
-            let Run { action, packet: out, reason } = programs.run(Program::Ingress, &spoilt)?;
-            if is_refused(reason) {
+            let (action, out) = programs.run_uncounted(Program::Ingress, &spoilt)?;
+            if action != PASS {
+                let Run { reason, .. } = programs.run(Program::Ingress, &spoilt)?;
+                assert!(is_refused(reason), "byte {at} ^ {value:#04x}: {reason:?}");
                 continue;
             }
-            assert_eq!(action, PASS, "byte {at} ^ {value:#04x}: {reason:?}");
             let changed: Vec<usize> = (0..out.len()).filter(|&i| out[i] != spoilt[i]).collect();
             // Destination address and port, and the two checksums.
             let may = |i: &usize| [24, 25, 30, 31, 32, 33, 36, 37, 50, 51].contains(i);
@@ -168,11 +169,12 @@ fn no_single_byte_makes_an_ipv6_packet_go_wrong() -> Result<()> {
         for value in [0, 1, 0x0f, 0x3c, 0x40, 0x7f, 0x80, 0xf0, 0xff] {
             let mut spoilt = packet.clone();
             spoilt[at] ^= value;
-            let Run { action, packet: out, reason } = programs.run(Program::Ingress, &spoilt)?;
-            if is_refused(reason) {
+            let (action, out) = programs.run_uncounted(Program::Ingress, &spoilt)?;
+            if action != PASS {
+                let Run { reason, .. } = programs.run(Program::Ingress, &spoilt)?;
+                assert!(is_refused(reason), "byte {at} ^ {value:#04x}: {reason:?}");
                 continue;
             }
-            assert_eq!(action, PASS, "byte {at} ^ {value:#04x}: {reason:?}");
             let changed: Vec<usize> = (0..out.len()).filter(|&i| out[i] != spoilt[i]).collect();
             if changed.is_empty() {
                 continue;

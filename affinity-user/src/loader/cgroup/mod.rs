@@ -17,8 +17,9 @@ use aya::programs::{CgroupAttachMode, Program, ProgramError};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 
-use super::{LoadError, links_dir, syscall};
+use super::{LoadError, links_dir};
 use crate::causes;
+use crate::syscall;
 
 /// The programs, in the order in which they come: a socket is translated only when it would be told of it, too.
 const PROGRAMS: [&str; 9] = [

@@ -1,4 +1,5 @@
-//! What `bpf(2)` can do and aya has no way for: links of cgroups, and a program run from any thread.
+//! What `bpf(2)` can do and aya has no way for: links of cgroups, a program run from any thread, many entries of a map by
+//! one call.
 
 use std::ffi::CString;
 use std::io;
@@ -7,6 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+use bytemuck::Pod;
 
 /// Attributes that are all zero, which is what the kernel takes for "not given".
 fn attributes() -> bpf_attr {
@@ -32,7 +34,7 @@ fn length<T>(of: &[T]) -> io::Result<u32> {
 }
 
 /// Opens what is pinned at a path.
-pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attributes = attributes();
     attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
@@ -43,7 +45,7 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// The number of the cgroup that a link is attached to; 0 where that is gone.
-pub(super) fn cgroup_of_link(link: BorrowedFd<'_>) -> io::Result<u64> {
+pub fn cgroup_of_link(link: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: plain C data, for which all zeroes is a value.
     let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
     let mut attributes = attributes();
@@ -57,7 +59,7 @@ pub(super) fn cgroup_of_link(link: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Puts another program into a link, in one step.
-pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = attributes();
     attributes.link_update.link_fd = number(link);
     attributes.link_update.__bindgen_anon_1.new_prog_fd = number(program);
@@ -66,7 +68,7 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 }
 
 /// Takes a link off what it is attached to.
-pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = attributes();
     attributes.link_detach.link_fd = number(link);
     // SAFETY: a descriptor, no pointer.
@@ -74,7 +76,7 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Runs a program once on a frame; returns what it returned.
-pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+pub fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
     let mut attributes = attributes();
     attributes.test.prog_fd = number(program);
     attributes.test.data_in = frame.as_ptr() as u64;
@@ -83,4 +85,51 @@ pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }?;
     // SAFETY: the command's own part of the union, which the kernel has written.
     Ok(unsafe { attributes.test.retval })
+}
+
+/// Reads up to as many further entries of a map as there is room for; `position` is where the last call ended, or none at the
+/// start. Returns how many there are, and where the next call goes on, or none at the end.
+///
+/// # Errors
+/// `ENOSPC` where the room is less than a hash map's longest bucket needs.
+pub fn lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    position: Option<u32>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<(usize, Option<u32>)> {
+    let (before, mut after) = (position.unwrap_or_default(), 0_u32);
+    let mut attributes = attributes();
+    attributes.batch.map_fd = number(map);
+    attributes.batch.in_batch = position.map_or(0, |_| (&raw const before) as u64);
+    attributes.batch.out_batch = (&raw mut after) as u64;
+    attributes.batch.keys = keys.as_mut_ptr() as u64;
+    attributes.batch.values = values.as_mut_ptr() as u64;
+    attributes.batch.count = length(keys)?.min(length(values)?);
+    // SAFETY: keys and values are plain memory of the map's sizes, with room for as many as is said; both positions are of
+    // the four bytes that arrays and hash maps have.
+    let done = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) };
+    // SAFETY: the command's own part of the union, which the kernel has written.
+    let count = unsafe { attributes.batch.count } as usize;
+    match done {
+        Ok(_) => Ok((count, Some(after))),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((count, None)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes entries out of a map, in their order. Returns how many, and why it was not all of them: `ENOENT` where one is not
+/// there.
+pub fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> (usize, io::Result<()>) {
+    let mut attributes = attributes();
+    attributes.batch.map_fd = number(map);
+    attributes.batch.keys = keys.as_ptr() as u64;
+    attributes.batch.count = match length(keys) {
+        Ok(length) => length,
+        Err(error) => return (0, Err(error)),
+    };
+    // SAFETY: keys are plain memory of the map's size, as many as is said.
+    let done = unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attributes) };
+    // SAFETY: the command's own part of the union, which the kernel has written.
+    (unsafe { attributes.batch.count } as usize, done.map(drop))
 }
