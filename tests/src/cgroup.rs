@@ -7,10 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use affinity_user::loader::cgroup;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::wait;
 
@@ -52,6 +53,21 @@ impl ThreadCgroup {
     /// Where the thread is not of the process that made the cgroup.
     pub fn join(&self) -> Result<()> {
         write(&self.path.join("cgroup.threads"), "0")
+    }
+
+    /// Does something by a thread that is not in it, nor is any that it starts.
+    ///
+    /// # Errors
+    /// What the work returns, and where the thread can't leave.
+    pub fn outside<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        let process = self.path.parent().unwrap_or(&self.path).join("cgroup.threads");
+        thread::scope(|scope| {
+            let outside = scope.spawn(|| {
+                write(&process, "0")?;
+                work()
+            });
+            outside.join().map_err(|_| anyhow!("the thread outside has panicked"))?
+        })
     }
 
     /// Its directory.

@@ -155,12 +155,9 @@ impl Run {
             Action::Demo => {
                 let [demo] = build::binaries([("affinity-tests", "demo")], Profile::Debug)?;
                 let daemon = self.daemon()?;
-                let tour = |arguments: &[&str]| -> Result<()> {
-                    let mut tour = suites::command(&demo, daemon);
-                    tour.arg("--once").args(arguments);
-                    process::run(machine::as_root(tour)?)
-                };
-                Ended::Whole(tour(&[]).and_then(|()| tour(&["--ipv6"])))
+                let mut tour = suites::command(&demo, daemon);
+                tour.arg("--once");
+                Ended::Whole(process::run(machine::as_root(tour)?))
             }
         })
     }

@@ -13,7 +13,7 @@ use ratatui::style::{Style, Stylize as _};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Cell, Gauge, Paragraph, Row, Table};
 
-use crate::stage::{Service, Stage};
+use crate::stage::{Service, Stage, Way};
 
 /// How often each client asks each service.
 const PACE: Duration = Duration::from_millis(150);
@@ -64,7 +64,7 @@ impl View {
     fn ask(&mut self, stage: &Stage) {
         for (index, service) in SERVICES.into_iter().enumerate() {
             for (client, name) in stage.clients().into_iter().enumerate() {
-                match stage.ask(client, service) {
+                match stage.ask(client, service, Way::Sockets) {
                     Ok(pod) => {
                         *self.reached[index][client].entry(pod.clone()).or_default() += 1;
                         let before = self.last[index][client].replace(pod.clone());

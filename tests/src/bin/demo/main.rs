@@ -1,7 +1,8 @@
 //! The demonstration: three clients, five pods, a node between them, and two services of the same pods, one that keeps its
 //! clients (`sessionAffinity: ClientIP`) and one that spreads them (`None`).
 //!
-//! Everything is in network namespaces that this process alone holds; nothing of the machine is touched, and nothing is
+//! Everything is in network namespaces that this process alone holds; nothing of the machine is touched, and nothing but an
+//! empty cgroup is
 //! left, however it ends.
 
 mod live;
@@ -31,7 +32,7 @@ struct Args {
     /// How the daemon attaches: auto, tcx or clsact
     #[arg(long, default_value = "auto")]
     attach: String,
-    /// Show it over IPv6
+    /// Show it over IPv6 (the tour: over IPv6 alone; otherwise it is walked through twice)
     #[arg(long)]
     ipv6: bool,
     /// Requests of the tour to the sticky service, over all clients
@@ -54,10 +55,17 @@ fn run(args: &Args) -> Result<bool> {
     if !geteuid().is_root() {
         bail!("{NEEDS_ROOT}");
     }
-    let mut stage = stage::Stage::set(args.timeout, &args.attach, if args.ipv6 { Families::V6 } else { Families::V4 })?;
-    if args.once || !std::io::stdout().is_terminal() {
-        return tour::run(&mut stage, args.requests);
+    let set = |families| stage::Stage::set(args.timeout, &args.attach, families);
+    if !args.once && std::io::stdout().is_terminal() {
+        live::run(&mut set(if args.ipv6 { Families::V6 } else { Families::V4 })?)?;
+        return Ok(true);
     }
-    live::run(&mut stage)?;
-    Ok(true)
+    let mut held = true;
+    if !args.ipv6 {
+        println!("Over IPv4");
+        held &= tour::run(&mut set(Families::V4)?, args.requests)?;
+    }
+    println!("Over IPv6");
+    held &= tour::run(&mut set(Families::V6)?, args.requests)?;
+    Ok(held)
 }

@@ -1,13 +1,17 @@
 //! The stage: the lab, the pods' servers, the daemon on a directory of YAML, and what can be done to them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
+use affinity_tests::cgroup::ThreadCgroup;
 use affinity_tests::daemon::{Daemon, DaemonOptions, SourceDir};
 use affinity_tests::topology::{Families, Host, Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::view::SessionRow;
 use anyhow::{Context as _, Result};
+use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::manifests::{self, SPREAD, STICKY};
 
@@ -46,6 +50,15 @@ impl Service {
     }
 }
 
+/// How a client's connection reaches a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Its packets are translated, by TC.
+    Packets,
+    /// Its socket is connected to the pod, at the cgroup.
+    Sockets,
+}
+
 /// A pod of both services.
 struct Pod {
     host: Host,
@@ -60,6 +73,10 @@ pub struct Stage {
     pods: Vec<Pod>,
     lab: Lab,
     source: SourceDir,
+    /// Where the clients' namespaces are held, for the daemon to see.
+    _namespaces: TempDir,
+    /// Whose sockets the daemon serves.
+    cgroup: ThreadCgroup,
     timeout: u32,
     sticky: bool,
 }
@@ -68,6 +85,7 @@ impl Stage {
     /// Sets it all up and waits until the daemon has programmed the services.
     pub fn set(timeout: u32, attach: &str, families: Families) -> Result<Self> {
         eprintln!("setting up 3 clients, 5 pods and a node, in network namespaces of this process");
+        let cgroup = ThreadCgroup::enter()?;
         let lab = Lab::new(LabOptions { families, ..LabOptions::default() })?;
         let pods = lab
             .backends
@@ -80,10 +98,17 @@ impl Stage {
         let source = SourceDir::new()?;
         write_manifests(&source, &pods, Some(timeout))?;
         eprintln!("starting the daemon on the YAML in {}", source.path().display());
-        let mut options = DaemonOptions::new(source.source()).arguments(["--attach", attach]);
+        let namespaces = tempfile::Builder::new().prefix("affinity-netns-").tempdir()?;
+        for client in &lab.clients {
+            symlink(client.netns.path(), namespaces.path().join(&client.name))?;
+        }
+        let directory = namespaces.path().display().to_string();
+        let mut options =
+            DaemonOptions::new(source.source()).arguments(["--attach", attach, "--netns-dir", &directory]);
+        options.cgroup = Some(cgroup.path().to_owned());
         options.interfaces = vec!["cli*".to_owned()];
         let daemon = Daemon::start(&lab.node, options)?;
-        Ok(Self { daemon, pods, lab, source, timeout, sticky: true })
+        Ok(Self { daemon, pods, lab, source, _namespaces: namespaces, cgroup, timeout, sticky: true })
     }
 
     /// The names of the clients.
@@ -112,12 +137,25 @@ impl Stage {
     }
 
     /// Asks a service on behalf of a client, on a connection of its own; returns the pod's name.
-    pub fn ask(&self, client: usize, service: Service) -> Result<String> {
+    pub fn ask(&self, client: usize, service: Service, way: Way) -> Result<String> {
         let server = SocketAddr::new(service.ip(self.client_ip(client)), 80);
         let options = ClientOptions::default().within(Duration::from_secs(2));
-        let answer = http_get(&self.lab.clients[client].netns, server, &options)
-            .with_context(|| format!("{} to {}", self.lab.clients[client].name, service.name()))?;
+        let ask = || http_get(&self.lab.clients[client].netns, server, &options);
+        let answer = if way == Way::Sockets { ask() } else { self.cgroup.outside(ask) };
+        let answer = answer.with_context(|| format!("{} to {}", self.lab.clients[client].name, service.name()))?;
         Ok(answer.backend)
+    }
+
+    /// How many connections of clients were given a pod, by their packets and by their sockets.
+    pub fn connections(&self) -> Result<[u64; 2]> {
+        let status = self.daemon.cli().json(&["status"])?;
+        let rows = status.get("counters").and_then(Value::as_array).context("no counters")?;
+        let given = |program: &str| {
+            let of = rows.iter().filter(|row| row["program"] == program);
+            let chosen = of.filter(|row| row["reason"].as_str().is_some_and(|reason| reason.starts_with("affinity-")));
+            chosen.filter_map(|row| row["packets"].as_u64()).sum()
+        };
+        Ok([given("ingress"), given("connect")])
     }
 
     /// Takes a pod away: its server ends, and the slices no longer name it.

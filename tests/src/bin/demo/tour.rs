@@ -8,7 +8,7 @@ use affinity_tests::view::SessionRow;
 use anyhow::Result;
 use comfy_table::{Table, presets};
 
-use crate::stage::{Service, Stage};
+use crate::stage::{Service, Stage, Way};
 
 /// Which client reached which pod how often.
 type Seen = Vec<BTreeMap<String, u32>>;
@@ -42,9 +42,19 @@ pub fn run(stage: &mut Stage, requests: u32) -> Result<bool> {
     let timeout = stage.affinity().unwrap_or_default();
 
     tour.act(&format!("{requests} requests of three clients to a service with sessionAffinity: ClientIP"));
+    let before = stage.connections()?;
     let sticky = ask_all(stage, Service::Sticky, requests)?;
     show(stage, &sticky);
-    tour.expect("each client reached one pod", sticky.iter().all(|pods| pods.len() == 1));
+    let after = stage.connections()?;
+    let [packets, sockets] = [0, 1].map(|way| after[way] - before[way]);
+    println!(
+        "   {packets} connections were translated packet by packet (TC), {sockets} where their sockets connect (cgroup)"
+    );
+    tour.expect(
+        "each client came by both ways",
+        packets + sockets == u64::from(requests) && packets.abs_diff(sockets) <= 3,
+    );
+    tour.expect("and reached one pod, whichever way it came", sticky.iter().all(|pods| pods.len() == 1));
     let used: BTreeSet<&String> = sticky.iter().flat_map(BTreeMap::keys).collect();
     tour.expect("different clients reached at least two pods", used.len() >= 2);
     show_sessions(stage)?;
@@ -110,13 +120,14 @@ fn pod_of(seen: &Seen, client: usize) -> String {
     seen[client].keys().cloned().collect::<Vec<_>>().join("+")
 }
 
-/// `requests` in all, the clients taking turns.
+/// `requests` in all, the clients taking turns, by their packets and by their sockets in turn.
 fn ask_all(stage: &Stage, service: Service, requests: u32) -> Result<Seen> {
     let clients = stage.clients().len();
     let mut seen: Seen = vec![BTreeMap::new(); clients];
     for request in 0..requests as usize {
         let client = request % clients;
-        *seen[client].entry(stage.ask(client, service)?).or_default() += 1;
+        let way = if (request / clients).is_multiple_of(2) { Way::Packets } else { Way::Sockets };
+        *seen[client].entry(stage.ask(client, service, way)?).or_default() += 1;
     }
     Ok(seen)
 }
