@@ -445,24 +445,115 @@ fn an_open_connection_keeps_its_client_though_nothing_is_sent() -> Result<()> {
     site.daemon.cli().wait_for_service("default/sticky", 10 * SECOND, |row| {
         row.is_some_and(|row| row.affinity_timeout_seconds == Some(TIMEOUT))
     })?;
-    let (held, closed) = (&site.lab.clients[0].netns, &site.lab.clients[1].netns);
-    for service in STICKY {
-        let service: SocketAddr = service.parse()?;
-        let mut open = HttpConnection::open(held, service, &options())?;
-        let pod = open.get()?.backend;
-        ways::tcp(closed, service)?;
+    let count = |reason: &str| site.counted("connect", reason);
+    // Of all kinds, in a pod and on the node: one socket stays open, another one is closed.
+    let (held, closed) =
+        ([&site.lab.clients[0].netns, &site.lab.node.netns], [&site.lab.clients[1].netns, &site.lab.clients[2].netns]);
+    let services = STICKY.map(|service| service.parse::<SocketAddr>().expect("an address and a port"));
+    let kinds = [services[0], services[1], mapped(services[0])];
+    for service in kinds {
+        let mut open = Vec::new();
+        for netns in held {
+            let stream = HttpConnection::open(netns, service, &options())?;
+            let datagrams = UdpClient::open(netns, service, &options())?;
+            datagrams.connect(service)?;
+            open.push((stream, datagrams));
+        }
+        let pods = held.map(|netns| Ok([ways::tcp(netns, service)?, ways::connected_udp(netns, service)?]));
+        let [of_pod, of_node]: [Result<[String; 2]>; 2] = pods;
+        let pods = [of_pod?, of_node?];
+        for netns in closed {
+            ways::tcp(netns, service)?;
+            ways::connected_udp(netns, service)?;
+        }
         std::thread::sleep(SECOND * (TIMEOUT + 2));
-        let before = (site.counted("connect", "affinity-hit")?, site.counted("connect", "affinity-expired")?);
-        assert_eq!(ways::tcp(held, service)?, pod);
-        ways::tcp(closed, service)?;
-        let after = (site.counted("connect", "affinity-hit")?, site.counted("connect", "affinity-expired")?);
-        assert_eq!(after, (before.0 + 1, before.1 + 1));
+        let before = (count("affinity-hit")?, count("affinity-expired")?);
+        for (netns, pods) in held.into_iter().zip(&pods) {
+            assert_eq!([ways::tcp(netns, service)?, ways::connected_udp(netns, service)?], *pods);
+        }
+        for netns in closed {
+            ways::tcp(netns, service)?;
+            ways::connected_udp(netns, service)?;
+        }
+        assert_eq!((count("affinity-hit")?, count("affinity-expired")?), (before.0 + 4, before.1 + 4), "{service}");
         // A close is a use.
         std::thread::sleep(SECOND);
         drop(open);
         std::thread::sleep(SECOND * (TIMEOUT - 1));
-        assert_eq!(ways::tcp(held, service)?, pod);
-        assert_eq!(site.counted("connect", "affinity-hit")?, after.0 + 1);
+        for (netns, pods) in held.into_iter().zip(&pods) {
+            assert_eq!([ways::tcp(netns, service)?, ways::connected_udp(netns, service)?], *pods);
+        }
+        assert_eq!(count("affinity-hit")?, before.0 + 8, "{service}");
+    }
+    Ok(())
+}
+
+#[test]
+fn clients_of_a_lost_pod_move_by_every_kind_of_socket() -> Result<()> {
+    let site = Site::known()?;
+    let services = STICKY.map(|service| service.parse::<SocketAddr>().expect("an address and a port"));
+    let all = &site.lab.backends;
+    for netns in [&site.lab.clients[0].netns, &site.lab.node.netns] {
+        for service in [services[0], services[1], mapped(services[0])] {
+            let ask = || -> Result<[String; 3]> {
+                let unconnected = ways::unconnected_udp(netns, service)?;
+                Ok([ways::tcp(netns, service)?, ways::connected_udp(netns, service)?, unconnected])
+            };
+            let before = ask()?;
+            let is_lost = |host: &Host| before.contains(&host.name);
+            let (lost, others): (Vec<Host>, Vec<Host>) = all.iter().cloned().partition(is_lost);
+            let wait = |eligible: usize| {
+                site.daemon.cli().wait_for_service("default/sticky", 10 * SECOND, |row| {
+                    row.is_some_and(|row| row.eligible == eligible)
+                })
+            };
+            write(&site.source, &[(Endpoint::NotReady, &lost[..]), (Endpoint::Ready, &others[..])], 10_800)?;
+            wait(2 * others.len())?;
+            let after = ask()?;
+            assert!(after.iter().all(|pod| !before.contains(pod)), "{netns:?} {service}: {before:?}, {after:?}");
+            write(&site.source, &[(Endpoint::Ready, &all[..])], 10_800)?;
+            wait(2 * all.len())?;
+            assert_eq!(ask()?, after, "who has moved stays");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_reaches_itself_by_every_kind_of_socket() -> Result<()> {
+    let mut site = Site::stopped(&[])?;
+    let pod = site.lab.backends[0].clone();
+    site.hold(&pod)?;
+    write(&site.source, &[(Endpoint::Ready, std::slice::from_ref(&pod))], 10_800)?;
+    site = site.started()?;
+    for service in STICKY.into_iter().chain(SPREAD) {
+        let service: SocketAddr = service.parse()?;
+        for service in [service, mapped(service)] {
+            assert_eq!(ways::tcp(&pod.netns, service)?, pod.name);
+            assert_eq!(ways::connected_udp(&pod.netns, service)?, pod.name);
+            assert_eq!(ways::unconnected_udp(&pod.netns, service)?, pod.name);
+        }
+    }
+    assert_eq!(site.counted("ingress", "hairpin")?, 0, "its packets never leave it");
+    Ok(())
+}
+
+#[test]
+fn a_port_that_a_service_has_not_is_refused_by_every_kind_of_socket() -> Result<()> {
+    let site = Site::known()?;
+    for netns in [&site.lab.clients[0].netns, &site.lab.node.netns] {
+        for service in STICKY {
+            let closed = SocketAddr::new(service.parse::<SocketAddr>()?.ip(), 81);
+            netns.enter(|| {
+                for closed in [closed, mapped(closed)] {
+                    let now = Instant::now();
+                    refused("TCP", TcpStream::connect_timeout(&closed, 3 * SECOND), now);
+                    let any = if closed.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                    refused("UDP", UdpSocket::bind(any)?.send_to(b"who?", closed), now);
+                }
+                Ok(())
+            })?;
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod assets;
 mod bench;
 mod build;
 mod cargo;
+mod cases;
 mod kernel;
 mod machine;
 mod outcome;

@@ -41,6 +41,8 @@ pub struct Report {
     pub counts: Counts,
     /// The names of those that failed.
     pub failures: Vec<String>,
+    /// The names of those that held.
+    pub passes: Vec<String>,
 }
 
 impl Report {
@@ -50,6 +52,8 @@ impl Report {
             self.counts += counts;
         } else if let Some(name) = failure_line(line) {
             self.failures.push(name.to_owned());
+        } else if let Some(name) = pass_line(line) {
+            self.passes.push(name.to_owned());
         }
     }
 }
@@ -69,6 +73,11 @@ fn failure_line(line: &str) -> Option<&str> {
     line.trim().strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
 
+/// `test some::name ... ok`
+fn pass_line(line: &str) -> Option<&str> {
+    line.trim().strip_prefix("test ")?.strip_suffix(" ... ok")
+}
+
 /// A step that is over.
 pub struct Outcome {
     /// The step's name.
@@ -77,6 +86,8 @@ pub struct Outcome {
     pub counts: Counts,
     /// Names of failed cases.
     pub failures: Vec<String>,
+    /// Names of those that held.
+    pub passes: Vec<String>,
     /// Why it failed or was left out.
     pub why: Option<String>,
     /// How long it took.
@@ -87,7 +98,14 @@ impl Outcome {
     /// A step that was not run, and why.
     pub fn left_out(name: &str, why: &str) -> Self {
         let counts = Counts { skipped: 1, ..Counts::default() };
-        Self { name: name.to_owned(), counts, failures: Vec::new(), why: Some(why.to_owned()), time: Duration::ZERO }
+        Self {
+            name: name.to_owned(),
+            counts,
+            failures: Vec::new(),
+            passes: Vec::new(),
+            why: Some(why.to_owned()),
+            time: Duration::ZERO,
+        }
     }
 
     /// Whether anything in it failed.
@@ -113,7 +131,7 @@ pub fn print_summary(outcomes: &[Outcome]) -> Counts {
         "step", "verdict", "passed", "failed", "skipped", "time"
     );
     for outcome in outcomes {
-        let Outcome { name, counts, why, time, failures } = outcome;
+        let Outcome { name, counts, why, time, failures, .. } = outcome;
         let Counts { passed, failed, skipped } = counts;
         let time = say::duration(*time);
         let verdict = outcome.verdict();
@@ -141,7 +159,7 @@ mod tests {
             test result: ok. 14 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.30s\n";
         output.lines().for_each(|line| report.line(line));
         assert_eq!(report.counts, Counts { passed: 15, failed: 1, skipped: 1 });
-        assert_eq!(report.failures, ["deep::b"]);
+        assert_eq!((report.failures, report.passes), (vec!["deep::b".to_owned()], vec!["a".to_owned()]));
     }
 
     #[test]

@@ -12,7 +12,9 @@ use crate::{
     artifacts,
     assets::{self, Assets},
     build::{self, Profile},
-    cargo, kernel, machine,
+    cargo,
+    cases::{Cases, Ran},
+    kernel, machine,
     outcome::{self, Counts, Outcome, Report},
     process, say, setup,
     steps::{self, Action, Step},
@@ -71,12 +73,35 @@ pub fn verb(args: &Args) -> Result<()> {
             run.step(step)
         });
     }
+    if outcomes.iter().any(|outcome| !outcome.passes.is_empty()) {
+        outcomes.push(cases(&outcomes, only.is_empty() && args.without.is_empty()));
+    }
     let sum = outcome::print_summary(&outcomes);
     if sum.failed > 0 {
         // The summary has said all, and its last line is to stay the last.
         std::process::exit(1);
     }
     Ok(())
+}
+
+/// Prints the table of cases with what the steps have shown of it. `whole`: all of it was to be run.
+fn cases(outcomes: &[Outcome], whole: bool) -> Outcome {
+    let started = Instant::now();
+    let mut ran = Ran::new();
+    for outcome in outcomes {
+        let of = |name: &String| (outcome.name.clone(), name.clone());
+        ran.extend(outcome.passes.iter().map(|name| (of(name), true)));
+        ran.extend(outcome.failures.iter().map(|name| (of(name), false)));
+    }
+    let (failures, why) = match Cases::read() {
+        Ok(cases) => (cases.print(&ran, whole), None),
+        Err(error) => (vec!["the table".to_owned()], Some(format!("{error:#}"))),
+    };
+    let counts = match u64::try_from(failures.len()).unwrap_or(u64::MAX) {
+        0 => Counts { passed: 1, ..Counts::default() },
+        failed => Counts { failed, ..Counts::default() },
+    };
+    Outcome { name: "cases".to_owned(), counts, failures, passes: Vec::new(), why, time: started.elapsed() }
 }
 
 /// What the steps share.
@@ -112,7 +137,7 @@ impl Run {
                 (Report { counts: Counts { passed, ..Counts::default() }, ..Report::default() }, result)
             }
         };
-        let Report { mut counts, failures } = report;
+        let Report { mut counts, failures, passes } = report;
         // A suite that ends before its summary, or does not compile, has failed though it names no case.
         let why = match result {
             Err(error) if counts.failed == 0 => {
@@ -122,7 +147,7 @@ impl Run {
             }
             _ => None,
         };
-        Outcome { name: step.name.clone(), counts, failures, why, time: started.elapsed() }
+        Outcome { name: step.name.clone(), counts, failures, passes, why, time: started.elapsed() }
     }
 
     fn act(&mut self, step: &Step) -> Result<Ended> {

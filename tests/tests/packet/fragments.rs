@@ -52,6 +52,26 @@ pub fn all_parts_of_a_datagram_follow_its_first<F: Over>() -> Result<()> {
     Ok(())
 }
 
+pub fn all_parts_of_a_segment_follow_its_first<F: Over>() -> Result<()> {
+    const LEN: usize = 4_000;
+    let programs = programs::<F>()?;
+    let segment = |from: &str, to: &str, flags: Tcp| {
+        in_family::<F>(&Packet::tcp(from, to).flags(flags).payload(vec![7; LEN]).identification(3))
+    };
+    let backend = send::<F>(&programs, &syn(CLIENT, STICKY), Reason::AffinityNew)?;
+    for part in parts(&segment(CLIENT, STICKY, Tcp::ACK), LEN + 20) {
+        let run = programs.run(Program::Ingress, &part.build())?;
+        assert_eq!((run.action, run.reason), (PASS, Reason::Established));
+        assert_same_packet(&part.clone().to(over::<F>(&backend)).build(), &run.packet);
+    }
+    for part in parts(&segment(&backend, CLIENT, Tcp::ACK), LEN + 20) {
+        let run = programs.run(Program::Egress, &part.build())?;
+        assert_eq!((run.action, run.reason), (PASS, Reason::Reply));
+        assert_same_packet(&part.clone().from(over::<F>(STICKY)).build(), &run.packet);
+    }
+    Ok(())
+}
+
 pub fn a_part_before_its_first_is_dropped_and_counted<F: Over>() -> Result<()> {
     let programs = programs::<F>()?;
     let all = parts(&datagram::<F>(CLIENT, STICKY, 5, 4_000), 4_008);

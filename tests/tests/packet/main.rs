@@ -179,6 +179,7 @@ in_both_families! {
     }
     fragments {
         all_parts_of_a_datagram_follow_its_first,
+        all_parts_of_a_segment_follow_its_first,
         a_part_before_its_first_is_dropped_and_counted,
         parts_keep_the_port_that_their_connection_was_given,
     }
