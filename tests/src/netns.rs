@@ -13,15 +13,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use affinity_user::sockets::namespace;
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::geteuid;
-use socket2::{Domain, Socket, Type};
 
 use crate::netlink;
 use crate::privilege::NEEDS_ROOT;
 use crate::process::{Place, Process};
-use crate::sys;
 
 /// A network namespace, held open by a file descriptor; clones are the same namespace.
 #[derive(Clone)]
@@ -144,7 +143,7 @@ impl Netns {
     /// # Errors
     /// Where the kernel has none.
     pub fn cookie(&self) -> Result<u64> {
-        self.enter(|| Ok(sys::netns_cookie(&Socket::new(Domain::IPV4, Type::DGRAM, None)?)?))
+        self.enter(|| Ok(namespace::cookie()?))
     }
 
     /// A path to it that holds while this process lives: `nsenter --net=PATH`.

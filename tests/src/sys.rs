@@ -92,22 +92,3 @@ pub fn packet_address(interface: u32) -> SockAddr {
     // SAFETY: the storage holds a `sockaddr_ll` of that length.
     unsafe { SockAddr::new(storage, length) }
 }
-
-/// The cookie of the network namespace that a socket was made in.
-#[expect(clippy::cast_possible_truncation, reason = "eight, in libc's type")]
-pub fn netns_cookie(socket: &Socket) -> io::Result<u64> {
-    let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the option is a number of 64 bits, for which there is room; both outlive the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    Errno::result(result)?;
-    Ok(cookie)
-}

@@ -43,3 +43,12 @@ fn exchanges_are_measured_by_every_way() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn calls_of_sockets_are_measured_in_both_families() -> Result<()> {
+    let figures = quick("--sockets")?;
+    let rows = rows(&figures, "sockets")?;
+    assert_eq!(rows.len(), 3 * 3 * 2, "{figures}");
+    assert!(rows.iter().all(|row| row["nanos"]["median"].as_f64() > Some(0.0)), "{figures}");
+    Ok(())
+}

@@ -11,7 +11,7 @@ use crate::{
 
 /// Build, then measure what packets and connections cost
 ///
-/// Both parts where none is asked for: about ten minutes, of which loading 10,000 services' nftables rules takes one or
+/// All parts where none is asked for: about ten minutes, of which loading 10,000 services' nftables rules takes one or
 /// two. Interleaved rounds, each row beside its peers: medians and what they are worth. Needs root, and asks sudo for it;
 /// `--crr` also needs `nft` (Debian's package nftables), which is installed where it is missing.
 #[derive(clap::Args)]
@@ -25,6 +25,9 @@ pub struct Args {
     /// and kube-proxy-shaped nftables rules
     #[arg(long)]
     crr: bool,
+    /// The programs at the cgroup: nanoseconds a call of a socket, IPv4 beside IPv6
+    #[arg(long)]
+    sockets: bool,
     /// How the figures are printed: table or json
     #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = ["table", "json"])]
     output: String,
@@ -42,7 +45,7 @@ pub fn verb(args: Args) -> Result<()> {
     let (daemon, bench) = build::daemon_and("bench", Profile::Release)?;
     let mut command = suites::command(&bench, &daemon);
     command.arg("--object").arg(workspace::bench_object());
-    for (asked, flag) in [(args.packets, "--packets"), (args.crr, "--crr")] {
+    for (asked, flag) in [(args.packets, "--packets"), (args.crr, "--crr"), (args.sockets, "--sockets")] {
         if asked {
             command.arg(flag);
         }

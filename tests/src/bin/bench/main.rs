@@ -9,6 +9,7 @@ mod figures;
 mod frame;
 mod node;
 mod report;
+mod sockets;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,8 +31,9 @@ use crate::report::{Floor, Report, Row, Setup, goals};
 
 /// Measure what packets and connections cost
 ///
-/// Both parts where none is asked for: about ten minutes.
+/// All parts where none is asked for: about ten minutes.
 #[derive(Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 struct Args {
     /// The programs on packets: nanoseconds a packet, beside an empty program
     #[arg(long)]
@@ -39,6 +41,9 @@ struct Args {
     /// Connect, request, response, close: exchanges a second, beside the direct way and kube-proxy-shaped nftables rules
     #[arg(long)]
     crr: bool,
+    /// The programs at the cgroup: nanoseconds a call of a socket, by the kernel's statistics
+    #[arg(long)]
+    sockets: bool,
     /// How often each row is measured
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -77,18 +82,22 @@ struct Measured {
 fn main() -> Result<()> {
     let args = Args::parse();
     require_root();
-    let (packets, crr) = if args.packets || args.crr { (args.packets, args.crr) } else { (true, true) };
+    let all = !(args.packets || args.crr || args.sockets);
+    let (packets, crr, sockets) = (all || args.packets, all || args.crr, all || args.sockets);
     let bar = progress()?;
-    // First, for the other part stays on one CPU.
+    // First, for the part about packets stays on one CPU.
     let crr = crr.then(|| crr::measure(crr_effort(&args), &bar)).transpose()?;
+    let calls = if args.quick { 200 } else { 5_000 };
+    let sockets = sockets.then(|| sockets::measure(args.rounds, calls, &bar)).transpose()?;
     let packets = packets.then(|| measure_packets(&args, &bar)).transpose()?;
     bar.finish_and_clear();
-    let bench = Bench { packets, crr };
+    let bench = Bench { packets, crr, sockets };
     if args.output == Output::Json {
         println!("{}", serde_json::to_string_pretty(&bench)?);
     } else {
         bench.packets.iter().for_each(Report::print);
         bench.crr.iter().for_each(crr::Rates::print);
+        bench.sockets.iter().for_each(sockets::Calls::print);
     }
     if let Some(file) = args.json {
         let json = serde_json::to_string_pretty(&bench)?;
@@ -102,6 +111,7 @@ fn main() -> Result<()> {
 struct Bench {
     packets: Option<Report>,
     crr: Option<crr::Rates>,
+    sockets: Option<sockets::Calls>,
 }
 
 fn crr_effort(args: &Args) -> crr::Effort {
