@@ -46,14 +46,13 @@ pub fn run(stage: &mut Stage, requests: u32) -> Result<bool> {
     let sticky = ask_all(stage, Service::Sticky, requests)?;
     show(stage, &sticky);
     let after = stage.connections()?;
+    // In turn, but for the last round; a first packet that was lost and comes again is counted again.
+    let half = u64::from(requests / 2).saturating_sub(3);
     let [packets, sockets] = [0, 1].map(|way| after[way] - before[way]);
     println!(
         "   {packets} connections were translated packet by packet (TC), {sockets} where their sockets connect (cgroup)"
     );
-    tour.expect(
-        "each client came by both ways",
-        packets + sockets == u64::from(requests) && packets.abs_diff(sockets) <= 3,
-    );
+    tour.expect("each client came by both ways", packets >= half && sockets >= half);
     tour.expect("and reached one pod, whichever way it came", sticky.iter().all(|pods| pods.len() == 1));
     let used: BTreeSet<&String> = sticky.iter().flat_map(BTreeMap::keys).collect();
     tour.expect("different clients reached at least two pods", used.len() >= 2);
