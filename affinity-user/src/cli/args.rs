@@ -165,6 +165,9 @@ pub(super) struct RunArgs {
     /// Follow the objects in the YAML files of a directory instead
     #[arg(long, value_name = "DIR")]
     pub source_dir: Option<PathBuf>,
+    /// This node's name in the cluster; by default its host name
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = node_name)]
+    pub node_name: Option<String>,
     /// Interfaces of clients: `*` and `?` stand for text, `!PATTERN` leaves out; by default pods' host ends
     #[arg(long = "interface", value_name = "PATTERN")]
     pub interfaces: Vec<String>,
@@ -254,6 +257,15 @@ pub(super) enum DatapathLog {
     Debug,
 }
 
+/// A name that a Node can have (a DNS subdomain, RFC 1123).
+pub(super) fn node_name(text: &str) -> Result<String, String> {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    if text.bytes().all(legal) && (1..=253).contains(&text.len()) {
+        return Ok(text.to_owned());
+    }
+    Err("no name of a node: 1 to 253 lower-case letters, digits, '-' and '.'".to_owned())
+}
+
 fn map_size(text: &str) -> Result<(String, u32), String> {
     let (name, size) = text.split_once('=').ok_or("write NAME=N")?;
     let size = size.parse().map_err(|error| format!("{size:?} is no number of elements: {error}"))?;
@@ -313,6 +325,14 @@ mod tests {
         assert_eq!(map_size("frontends=6"), Ok(("frontends".to_owned(), 6)));
         for wrong in ["frontends", "frontends=x", "nothing=1", "slots=0"] {
             assert!(map_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_node_has_a_name_in_lower_case() {
+        assert_eq!(node_name("node-1.example.com"), Ok("node-1.example.com".to_owned()));
+        for wrong in ["", "Node", "a b", "a,b=c", &"x".repeat(254)] {
+            assert!(node_name(wrong).is_err(), "{wrong}");
         }
     }
 

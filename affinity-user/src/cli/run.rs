@@ -6,7 +6,7 @@ use affinity_common::abi::lifetimes::Lifetimes;
 use anyhow::{Context as _, Result, anyhow};
 use tracing_subscriber::EnvFilter;
 
-use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb, set_lifetime};
+use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb, node_name, set_lifetime};
 use crate::daemon::{self, Sockets, Source};
 use crate::loader::attach::AttachMode;
 use crate::loader::{self, Sizes};
@@ -32,6 +32,7 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
         (None, None) => Source::Kubernetes(kubernetes::Options::default()),
     };
     let options = daemon::Options {
+        node_name: args.node_name.map_or_else(host_name, Ok)?,
         source,
         loader: loader::Options {
             pin_dir: common.pin_dir.clone(),
@@ -65,6 +66,13 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(daemon::run(options))?)
+}
+
+/// The node's name where none is given: its host's, as the kubelet has it.
+fn host_name() -> Result<String> {
+    const FILE: &str = "/proc/sys/kernel/hostname";
+    let name = std::fs::read_to_string(FILE).context(FILE)?.trim().to_ascii_lowercase();
+    node_name(&name).map_err(|error| anyhow!("{name:?} is {error}; give --node-name"))
 }
 
 fn log(args: &RunArgs) -> Result<()> {

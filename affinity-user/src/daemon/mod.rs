@@ -52,6 +52,8 @@ pub enum Sockets {
 /// How the daemon runs.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// The node's name: that of its Node object, and of its endpoints.
+    pub node_name: String,
     /// Where objects come from.
     pub source: Source,
     /// How the datapath is loaded.
@@ -117,7 +119,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // What is wrong already now is for whoever has typed it, not for the log.
-    let mut events = follow_source(&options.source).await?;
+    let mut events = follow_source(&options.source, &options.node_name).await?;
     let cgroup = match &options.sockets {
         Sockets::Node => Some(cgroup::find(None)?),
         Sockets::Cgroup(path) => Some(cgroup::find(Some(path))?),
@@ -181,11 +183,11 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     Ok(())
 }
 
-async fn follow_source(source: &Source) -> Result<mpsc::Receiver<SourceEvent>, DaemonError> {
+async fn follow_source(source: &Source, node: &str) -> Result<mpsc::Receiver<SourceEvent>, DaemonError> {
     match source {
         Source::Kubernetes(options) => {
             kubernetes::check(options).await?;
-            Ok(kubernetes::watch(options))
+            Ok(kubernetes::watch(options, node))
         }
         Source::Directory(path) => {
             let followed = path.read_dir().and_then(|_| directory::watch(path));

@@ -54,7 +54,7 @@ impl State {
             Source::Directory(path) => SourceStatus::new("directory", path.display()),
         };
         Ok(Self {
-            model: Model::default(),
+            model: Model::new(options.node_name.as_str()),
             reconciler,
             datapath,
             follower,
@@ -93,6 +93,10 @@ impl State {
 
     /// Programs what has changed.
     pub(super) fn program(&mut self) {
+        if !self.model.is_heard(Kind::Node) {
+            // Its zone may decide who gets which clients: planned without it, they would move at each restart.
+            return;
+        }
         let changes = self.model.take_changes();
         if !changes.is_empty() {
             self.touch();
@@ -118,6 +122,9 @@ impl State {
         if self.model.is_synced() && !self.reconciler.is_synced() {
             let report = self.reconciler.synced();
             tracing::info!("every source has synced");
+            if self.model.node().is_none() {
+                tracing::warn!(node = self.model.node_name(), "no such Node is known: topology hints are not followed");
+            }
             self.tell(&report);
             self.touch();
         }

@@ -5,6 +5,8 @@
 
 mod claims;
 mod names;
+mod node;
+mod pod;
 mod problem;
 mod service;
 mod slice;
@@ -20,7 +22,9 @@ use std::{
 
 pub use self::{
     claims::FrontendAddress,
-    names::{Kind, ObjectName, ServiceName, ServicePortName, SliceName, Subject},
+    names::{Kind, ObjectName, PodName, ServiceName, ServicePortName, SliceName, Subject},
+    node::Node,
+    pod::Pod,
     problem::{Fault, Problem, Rejection},
     service::{Service, ServicePort, SessionAffinity},
     slice::{Endpoint, EndpointSlice, TargetPort},
@@ -31,11 +35,16 @@ use self::{
     store::{Store, Transition},
 };
 
-/// All services and their endpoints.
+/// All services and their endpoints, and what there is to know of this node.
 #[derive(Default)]
 pub struct Model {
+    node_name: Arc<str>,
     services: Store<Service>,
     slices: Store<EndpointSlice>,
+    nodes: Store<Node>,
+    pods: Store<Pod>,
+    /// What the source could not be asked for.
+    unheard: BTreeSet<Kind>,
     by_service: HashMap<ServiceName, BTreeMap<SliceName, Arc<EndpointSlice>>>,
     claims: Claims,
     files: BTreeMap<PathBuf, Vec<Problem>>,
@@ -47,6 +56,8 @@ pub struct Model {
 pub struct Changes {
     /// The services to plan again; those that the model has no more are gone.
     pub dirty: BTreeSet<ServiceName>,
+    /// Whether a pod of this node has come, changed or gone.
+    pub pods: bool,
     /// New rejections, to be logged.
     pub rejected: Vec<Rejection>,
     /// What had rejections and has none of that sort any more, to be logged.
@@ -82,12 +93,19 @@ impl<'a> ServiceView<'a> {
 }
 
 impl Model {
+    /// The model of the node of this name; a default one is of a node that has none.
+    pub fn new(node_name: impl Into<Arc<str>>) -> Self {
+        Self { node_name: node_name.into(), ..Self::default() }
+    }
+
     /// A list of all objects of a kind begins: versions that come from now on take effect when it is complete, all at
     /// once. A list that was under way is dropped.
     pub fn begin(&mut self, kind: Kind) {
         match kind {
             Kind::Service => self.services.begin(),
             Kind::EndpointSlice => self.slices.begin(),
+            Kind::Node => self.nodes.begin(),
+            Kind::Pod => self.pods.begin(),
         }
     }
 
@@ -102,6 +120,16 @@ impl Model {
             Kind::EndpointSlice => {
                 for transition in self.slices.finish() {
                     self.slice_changed(transition);
+                }
+            }
+            Kind::Node => {
+                for transition in self.nodes.finish() {
+                    self.node_changed(transition);
+                }
+            }
+            Kind::Pod => {
+                for transition in self.pods.finish() {
+                    self.pod_changed(transition);
                 }
             }
         }
@@ -121,6 +149,25 @@ impl Model {
         }
     }
 
+    /// A node is there, or has changed. Those that are not this one's are left out.
+    pub fn apply_node(&mut self, version: Checked<Node>) {
+        if version.name.name == self.node_name
+            && let Some(transition) = self.nodes.apply(version)
+        {
+            self.node_changed(transition);
+        }
+    }
+
+    /// A pod is there, or has changed. Those of other nodes are left out.
+    pub fn apply_pod(&mut self, version: Checked<Pod>) {
+        if version.object.as_ref().is_some_and(|pod| pod.node != self.node_name) {
+            // It may have been here under the same name.
+            self.delete(Kind::Pod, &version.name);
+        } else if let Some(transition) = self.pods.apply(version) {
+            self.pod_changed(transition);
+        }
+    }
+
     /// An object is gone.
     pub fn delete(&mut self, kind: Kind, name: &ObjectName) {
         match kind {
@@ -132,6 +179,16 @@ impl Model {
             Kind::EndpointSlice => {
                 if let Some(transition) = self.slices.delete(name) {
                     self.slice_changed(transition);
+                }
+            }
+            Kind::Node => {
+                if let Some(transition) = self.nodes.delete(name) {
+                    self.node_changed(transition);
+                }
+            }
+            Kind::Pod => {
+                if let Some(transition) = self.pods.delete(name) {
+                    self.pod_changed(transition);
                 }
             }
         }
@@ -151,9 +208,26 @@ impl Model {
         }
     }
 
-    /// Whether all objects of every kind have been seen once. Before that, what is missing may just not have come.
+    /// The source has said that it can't follow a kind, for now.
+    pub fn give_up(&mut self, kind: Kind) {
+        self.unheard.insert(kind);
+    }
+
+    /// Whether all objects of a kind have been seen once; of one that [is not essential](Kind::is_essential) it is enough
+    /// that the source has said that it can't be had: a proxy that may not list pods serves all the same.
+    pub fn is_heard(&self, kind: Kind) -> bool {
+        let listed = match kind {
+            Kind::Service => self.services.is_synced(),
+            Kind::EndpointSlice => self.slices.is_synced(),
+            Kind::Node => self.nodes.is_synced(),
+            Kind::Pod => self.pods.is_synced(),
+        };
+        listed || !kind.is_essential() && self.unheard.contains(&kind)
+    }
+
+    /// Whether every kind was heard out. Before that, what is missing may just not have come.
     pub fn is_synced(&self) -> bool {
-        self.services.is_synced() && self.slices.is_synced()
+        Kind::ALL.into_iter().all(|kind| self.is_heard(kind))
     }
 
     /// What has happened since the last call.
@@ -164,6 +238,21 @@ impl Model {
     /// A service with its slices; `None` if there is none to be programmed.
     pub fn service(&self, name: &ServiceName) -> Option<ServiceView<'_>> {
         self.services.get(name).map(|service| self.view(service))
+    }
+
+    /// The node that this is of, by its name.
+    pub fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
+    /// What is known of that node; `None` if there is no such object, or it can't be had.
+    pub fn node(&self) -> Option<&Node> {
+        self.nodes.objects().next().map(Arc::as_ref)
+    }
+
+    /// The pods on this node, by name; those that have finished too, as long as there is an object.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.objects().map(Arc::as_ref)
     }
 
     /// Whether there may be a service of this name that nothing good is known of, so that what an earlier daemon made of
@@ -197,6 +286,8 @@ impl Model {
             .chain(self.services.problems().map(of(Kind::Service)))
             .chain(self.claims.contests().map(Rejection::from))
             .chain(self.slices.problems().map(of(Kind::EndpointSlice)))
+            .chain(self.nodes.problems().map(of(Kind::Node)))
+            .chain(self.pods.problems().map(of(Kind::Pod)))
     }
 
     fn service_changed(&mut self, transition: Transition<Service>) {
@@ -235,6 +326,21 @@ impl Model {
             self.slice_touches(&new.service);
             self.by_service.entry(new.service.clone()).or_default().insert(name, new);
         }
+    }
+
+    fn node_changed(&mut self, transition: Transition<Node>) {
+        let Transition { name, problems, .. } = transition;
+        if let Some(problems) = problems {
+            self.changes.note(&Subject::Object(Kind::Node, name), &problems);
+        }
+    }
+
+    fn pod_changed(&mut self, transition: Transition<Pod>) {
+        let Transition { name, old, new, problems } = transition;
+        if let Some(problems) = problems {
+            self.changes.note(&Subject::Object(Kind::Pod, name), &problems);
+        }
+        self.changes.pods |= old != new;
     }
 
     fn slice_touches(&mut self, service: &ServiceName) {

@@ -4,10 +4,10 @@ use std::{fmt, path::PathBuf, sync::Arc};
 
 use affinity_common::types::Proto;
 
-/// The name of a namespaced object.
+/// The name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
-    /// The namespace.
+    /// The namespace; empty for an object that is in none.
     pub namespace: Arc<str>,
     /// The name in it.
     pub name: Arc<str>,
@@ -19,6 +19,9 @@ pub type ServiceName = ObjectName;
 /// The name of an `EndpointSlice`.
 pub type SliceName = ObjectName;
 
+/// The name of a Pod.
+pub type PodName = ObjectName;
+
 impl ObjectName {
     /// The name of an object.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
@@ -28,7 +31,7 @@ impl ObjectName {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
 
@@ -69,11 +72,26 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1` `EndpointSlice`.
     EndpointSlice,
+    /// `v1` `Node`: the one that this runs on.
+    Node,
+    /// `v1` `Pod`: those on this node.
+    Pod,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 2] = [Self::Service, Self::EndpointSlice];
+    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod];
+
+    /// Whether services can't be served without it. Of the others it is enough to know that they can't be had: without
+    /// its Node a proxy knows no zone, without its Pods of none that is to be left out.
+    pub const fn is_essential(self) -> bool {
+        matches!(self, Self::Service | Self::EndpointSlice)
+    }
+
+    /// Whether its objects are in namespaces.
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Node)
+    }
 }
 
 impl fmt::Display for Kind {
@@ -81,6 +99,8 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
         })
     }
 }

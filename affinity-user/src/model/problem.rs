@@ -71,6 +71,14 @@ pub enum Fault {
     /// `timeoutSeconds` out of range.
     #[error("{0} is no timeout: 1..=86400")]
     Timeout(i32),
+    /// An annotation of ours with a value that has no meaning.
+    #[error("{value:?} is not known: one of {known}")]
+    Annotation {
+        /// The value.
+        value: String,
+        /// Those that have a meaning.
+        known: &'static str,
+    },
     /// Two ports of a service with one name.
     #[error("{0:?} is the name of another {1} port of the service: give each its own")]
     DuplicatePortName(String, Proto),

@@ -44,7 +44,7 @@ fn delete(model: &mut Model, kind: Kind, name: &str) -> String {
 
 /// `dirty…`, `- rejection`, `+ accepted`.
 fn changes(model: &mut Model) -> String {
-    let Changes { dirty, rejected, accepted } = model.take_changes();
+    let Changes { dirty, rejected, accepted, pods: _ } = model.take_changes();
     let dirty = dirty.iter().map(|name| format!("{} ", name.name));
     let rejected = rejected.iter().map(|rejection| format!("- {rejection} "));
     let accepted = accepted.iter().map(|subject| format!("+ {subject} "));
@@ -86,6 +86,58 @@ fn a_change_makes_its_service_dirty_and_no_other() {
     assert_eq!(delete(&mut model, Kind::Service, "api"), "api");
     assert!(model.service(&ObjectName::new("shop", "api")).is_none());
     assert_eq!(delete(&mut model, Kind::EndpointSlice, "web-2"), "", "its service is gone already");
+}
+
+fn pod(name: &str, node: &str, address: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{nodeName: {node}}}\n\
+         status: {{podIPs: [{{ip: {address}}}]}}\n"
+    )
+}
+
+#[test]
+fn this_node_and_its_pods_are_known_and_no_others() {
+    const NODES: &str = "---\napiVersion: v1\nkind: Node\nmetadata: {name: a, labels: {topology.kubernetes.io/zone: z}}\n\
+                         ---\napiVersion: v1\nkind: Node\nmetadata: {name: b}\n";
+    let pods = |model: &mut Model| {
+        let changed = model.take_changes().pods;
+        (changed, model.pods().map(|pod| pod.name.name.to_string()).collect::<Vec<_>>().join(" "))
+    };
+    let mut model = Model::new("a");
+    list(&mut model, &[NODES, &pod("one", "a", "10.1.0.1"), &pod("two", "b", "10.1.0.2")].concat());
+    assert_eq!(model.node().and_then(|node| node.zone.as_deref()), Some("z"));
+    for event in list_of(&[NODES, &pod("one", "a", "10.1.0.1"), &pod("three", "a", "10.1.0.3")].concat()) {
+        event.enter(&mut model);
+    }
+    assert_eq!(pods(&mut model), (true, "one three".to_owned()));
+    for event in list_of(&[NODES, &pod("one", "b", "10.1.0.1"), &pod("three", "a", "10.1.0.3")].concat()) {
+        event.enter(&mut model);
+    }
+    assert_eq!(pods(&mut model), (true, "three".to_owned()), "the other went to another node");
+    for event in list_of(&pod("three", "a", "10.1.0.3")) {
+        event.enter(&mut model);
+    }
+    assert_eq!(pods(&mut model), (false, "three".to_owned()));
+    assert_eq!(model.node(), None);
+}
+
+#[test]
+fn what_is_not_essential_is_not_waited_for() {
+    let mut model = Model::default();
+    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+        assert!(!model.is_synced());
+        model.begin(kind);
+        model.finish(kind);
+    }
+    model.give_up(Kind::Service);
+    assert!(!model.is_synced(), "pods may still come");
+    model.give_up(Kind::Pod);
+    assert!(model.is_synced());
+    let mut model = Model::default();
+    for kind in Kind::ALL {
+        model.give_up(kind);
+    }
+    assert!(!model.is_synced(), "services are essential");
 }
 
 #[test]

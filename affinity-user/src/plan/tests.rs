@@ -309,6 +309,7 @@ proptest! {
                     match kind {
                         Kind::Service => services.clear(),
                         Kind::EndpointSlice => slices.clear(),
+                        Kind::Node | Kind::Pod => {}
                     }
                 }
             }

@@ -466,7 +466,7 @@ mod tests {
         assert!(!bench.model.is_synced());
         assert_eq!(bench.settle(), "a=10.0.0.1 b=10.0.0.2 ");
         assert!(bench.model.is_synced());
-        assert_eq!(bench.health, ["Service fresh", "EndpointSlice fresh"]);
+        assert_eq!(bench.health, Kind::ALL.map(|kind| format!("{kind} fresh")));
 
         bench.write("a.yaml", &(service("a", "10.0.0.9") + &service("c", "10.0.0.3")));
         assert_eq!(bench.settle(), "a=10.0.0.9 b=10.0.0.2 c=10.0.0.3 ");
@@ -556,15 +556,8 @@ mod tests {
         let told: Vec<_> =
             bench.health.iter().map(|health| health.replace(&path.display().to_string(), "DIR")).collect();
         let stale = "stale: directory DIR: No such file or directory (os error 2)";
-        let expected = [
-            "Service fresh".to_owned(),
-            "EndpointSlice fresh".to_owned(),
-            format!("Service {stale}"),
-            format!("EndpointSlice {stale}"),
-            "Service fresh".to_owned(),
-            "EndpointSlice fresh".to_owned(),
-        ];
-        assert_eq!(told, expected);
+        let expected = ["fresh", stale, "fresh"].map(|health| Kind::ALL.map(|kind| format!("{kind} {health}")));
+        assert_eq!(told, expected.concat());
     }
 
     #[test]

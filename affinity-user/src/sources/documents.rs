@@ -4,22 +4,21 @@
 
 use std::path::Path;
 
-use k8s_openapi::{
-    api::{core::v1 as core, discovery::v1 as discovery},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::convert;
-use crate::model::{Checked, EndpointSlice, Fault, Kind, ObjectName, Problem, Service};
+use crate::model::{Checked, EndpointSlice, Fault, Kind, Node, Object, ObjectName, Pod, Problem, Service};
 
 /// An object of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Version {
     Service(Checked<Service>),
     EndpointSlice(Checked<EndpointSlice>),
+    Node(Checked<Node>),
+    Pod(Checked<Pod>),
 }
 
 impl Version {
@@ -27,6 +26,8 @@ impl Version {
         match self {
             Self::Service(version) => (Kind::Service, version.name.clone()),
             Self::EndpointSlice(version) => (Kind::EndpointSlice, version.name.clone()),
+            Self::Node(version) => (Kind::Node, version.name.clone()),
+            Self::Pod(version) => (Kind::Pod, version.name.clone()),
         }
     }
 }
@@ -89,10 +90,7 @@ impl Contents {
             }
             return;
         }
-        self.take(&header, lines_before + 1, |kind| match kind {
-            Kind::Service => yaml(file, lines_before, text).map(|object| Typed::Service(Box::new(object))),
-            Kind::EndpointSlice => yaml(file, lines_before, text).map(|object| Typed::EndpointSlice(Box::new(object))),
-        });
+        self.take(&header, lines_before + 1, &Text::Yaml { file, lines_before, text });
     }
 
     fn take_value(&mut self, file: &str, line: Option<u64>, value: &Value) {
@@ -113,57 +111,74 @@ impl Contents {
             return;
         }
         let place = line.map_or_else(|| file.to_owned(), |line| format!("{file}:{line}"));
-        self.take(&header, line.unwrap_or(1), |kind| match kind {
-            Kind::Service => json(&place, value).map(|object| Typed::Service(Box::new(object))),
-            Kind::EndpointSlice => json(&place, value).map(|object| Typed::EndpointSlice(Box::new(object))),
-        });
+        self.take(&header, line.unwrap_or(1), &Text::Json { place: &place, value });
     }
 
-    fn take(&mut self, header: &Header, line: u64, decode: impl FnOnce(Kind) -> Result<Typed, Problem>) {
-        let kind = match (header.api_version.as_deref(), header.kind.as_deref()) {
-            (Some("v1"), Some("Service")) => Kind::Service,
-            (Some("discovery.k8s.io/v1"), Some("EndpointSlice")) => Kind::EndpointSlice,
-            (_, None) => {
-                self.problems.push(Problem::new(format!("line {line}: kind"), Fault::Missing));
-                return;
-            }
-            (api_version, Some(kind @ ("Service" | "EndpointSlice"))) => {
-                let message = format!(
-                    "{kind} of {:?} is not supported: v1, discovery.k8s.io/v1",
-                    api_version.unwrap_or_default()
-                );
-                self.problems.push(Problem::new(format!("line {line}: apiVersion"), Fault::Undecodable(message)));
-                return;
-            }
-            // Of other kinds a service proxy has nothing to know.
-            (_, Some(_)) => return,
+    fn take(&mut self, header: &Header, line: u64, text: &Text<'_>) {
+        let Some(given) = header.kind.as_deref() else {
+            self.problems.push(Problem::new(format!("line {line}: kind"), Fault::Missing));
+            return;
         };
+        // Of other kinds a service proxy has nothing to know.
+        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.to_string() == given) else { return };
+        let api_version = header.api_version.as_deref().unwrap_or_default();
+        if api_version != api_version_of(kind) {
+            let message = format!("{kind} of {api_version:?} is not supported: {} is", api_version_of(kind));
+            self.problems.push(Problem::new(format!("line {line}: apiVersion"), Fault::Undecodable(message)));
+            return;
+        }
         let metadata = ObjectMeta {
             namespace: header.metadata.namespace.clone(),
             name: header.metadata.name.clone(),
             ..ObjectMeta::default()
         };
-        let name = match convert::name(&metadata) {
+        let name = match convert::name(kind, &metadata) {
             Ok(name) => name,
             Err(Problem { field, fault }) => {
                 self.problems.push(Problem::new(format!("line {line}: {field}"), fault));
                 return;
             }
         };
-        self.objects.extend(match (decode(kind), kind) {
-            (Ok(Typed::Service(object)), _) => convert::service(&name, &object).map(Version::Service),
-            (Ok(Typed::EndpointSlice(object)), _) => {
-                convert::endpoint_slice(&name, &object).map(Version::EndpointSlice)
-            }
-            (Err(problem), Kind::Service) => Some(Version::Service(Checked::rejected(name, problem))),
-            (Err(problem), Kind::EndpointSlice) => Some(Version::EndpointSlice(Checked::rejected(name, problem))),
+        self.objects.extend(match kind {
+            Kind::Service => text.version(&name, convert::service).map(Version::Service),
+            Kind::EndpointSlice => text.version(&name, convert::endpoint_slice).map(Version::EndpointSlice),
+            Kind::Node => text.version(&name, |name, node| Some(convert::node(name, node))).map(Version::Node),
+            Kind::Pod => text.version(&name, convert::pod).map(Version::Pod),
         });
     }
 }
 
-enum Typed {
-    Service(Box<core::Service>),
-    EndpointSlice(Box<discovery::EndpointSlice>),
+const fn api_version_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service | Kind::Node | Kind::Pod => "v1",
+        Kind::EndpointSlice => "discovery.k8s.io/v1",
+    }
+}
+
+/// An object that is still to be decoded.
+enum Text<'a> {
+    /// A YAML document before which the file has so many lines.
+    Yaml { file: &'a str, lines_before: u64, text: &'a str },
+    /// A value that is found there.
+    Json { place: &'a str, value: &'a Value },
+}
+
+impl Text<'_> {
+    /// The object as a version of what it is converted to; what can't be decoded is one of which nothing can be used.
+    fn version<T: DeserializeOwned, O: Object>(
+        &self,
+        name: &ObjectName,
+        convert: impl FnOnce(&ObjectName, &T) -> Option<Checked<O>>,
+    ) -> Option<Checked<O>> {
+        let decoded = match self {
+            Self::Yaml { file, lines_before, text } => yaml(file, *lines_before, text),
+            Self::Json { place, value } => json(place, value),
+        };
+        match decoded {
+            Ok(object) => convert(name, &object),
+            Err(problem) => Some(Checked::rejected(name.clone(), problem)),
+        }
+    }
 }
 
 /// What says what an object is.
@@ -292,6 +307,8 @@ mod tests {
             let problems = match object {
                 Version::Service(version) => &version.problems,
                 Version::EndpointSlice(version) => &version.problems,
+                Version::Node(version) => &version.problems,
+                Version::Pod(version) => &version.problems,
             };
             let problems: Vec<_> = problems.iter().map(|problem| format!(" | {problem}")).collect();
             lines.push(format!("{kind} {name}{}\n", problems.concat()));
@@ -306,7 +323,7 @@ mod tests {
     #[test]
     fn documents_stand_for_themselves() {
         let text =
-            format!("# a comment\n---\n{WEB}\n---\nkind: [\n--- # more\nkind: Pod\n---\n\n---\nmetadata: {{}}\n");
+            format!("# a comment\n---\n{WEB}\n---\nkind: [\n--- # more\nkind: ConfigMap\n---\n\n---\nmetadata: {{}}\n");
         let dump = dump("a.yaml", &text);
         let mut lines = dump.lines();
         assert_eq!(lines.next(), Some("Service default/web"));
@@ -318,8 +335,7 @@ mod tests {
 
     #[test]
     fn a_field_of_the_wrong_type_is_named_with_its_line() {
-        let text =
-            "kind: Pod\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n  - port: http\n";
+        let text = "kind: ConfigMap\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n  - port: http\n";
         let dump = dump("a.yaml", text);
         assert!(dump.starts_with("Service default/web | spec.ports[0].port: "), "{dump}");
         assert!(dump.contains("(a.yaml:9)"), "{dump}");
@@ -337,7 +353,7 @@ mod tests {
         assert_eq!(
             dump("l.yaml", &yaml),
             "Service default/web\n\
-             ! line 5: apiVersion: Service of \"v2\" is not supported: v1, discovery.k8s.io/v1\n"
+             ! line 5: apiVersion: Service of \"v2\" is not supported: v1 is\n"
         );
     }
 

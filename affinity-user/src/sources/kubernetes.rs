@@ -1,8 +1,10 @@
-//! The API server as a source: Services and `EndpointSlice`s, listed once and then watched.
+//! The API server as a source: Services, `EndpointSlice`s, this node's Node and its Pods, listed once and then watched.
 //!
 //! A watch that ends or breaks is taken up where it was. Where that can't be done, at once or at all, the
 //! state is told to be stale, and everything is listed anew as soon as the API server answers, with a configuration
 //! that is read anew: what was deleted meanwhile, or another cluster's state behind the same address, is found so.
+//!
+//! Each kind is followed on its own: one that may not be listed, or is not answered, holds up no other.
 
 #[cfg(test)]
 mod tests;
@@ -14,11 +16,7 @@ use std::{
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{core::v1 as core, discovery::v1 as discovery},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::{
     Api, Client, Config, Resource,
     config::{KubeConfigOptions, Kubeconfig},
@@ -27,7 +25,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use super::{BACKLOG, Health, SourceError, SourceEvent, convert};
+use super::{BACKLOG, Health, SourceError, SourceEvent, convert, trimmed};
 use crate::model::{Kind, ObjectName, Problem};
 
 /// How long after a watch broke another failure is taken for one to take it up: over the 30 s that a connection gets.
@@ -46,6 +44,9 @@ pub struct Options {
     pub retry_max: Duration,
     /// How long the API server may say nothing. A watch gets a bookmark every minute, so one that gets none stalls.
     pub silence_max: Duration,
+    /// How long the first list of a kind that is [not essential](Kind::is_essential) may take before it is told not to be
+    /// had for now.
+    pub patience: Duration,
 }
 
 /// Where the API server is.
@@ -82,6 +83,7 @@ impl Default for Options {
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
             silence_max: Duration::from_mins(2),
+            patience: Duration::from_secs(5),
         }
     }
 }
@@ -104,28 +106,25 @@ pub async fn check(options: &Options) -> Result<(), SourceError> {
     connect(options).await.map(|_| ())
 }
 
-/// Follows the API server, in tasks of the current tokio runtime, until the receiver is dropped.
+/// Follows the API server as the node of this name, in tasks of the current tokio runtime, until the receiver is dropped.
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn watch(options: &Options) -> mpsc::Receiver<SourceEvent> {
+pub fn watch(options: &Options, node: &str) -> mpsc::Receiver<SourceEvent> {
     let (sender, receiver) = mpsc::channel(BACKLOG);
-    tokio::spawn(follow::<core::Service>(options.clone(), sender.clone()));
-    tokio::spawn(follow::<discovery::EndpointSlice>(options.clone(), sender));
+    follow::<core::Service>(options, node, &sender);
+    follow::<discovery::EndpointSlice>(options, node, &sender);
+    follow::<trimmed::Node>(options, node, &sender);
+    follow::<trimmed::Pod>(options, node, &sender);
     receiver
 }
 
 /// A kind of object that is watched.
-trait Watched:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope>
-    + k8s_openapi::Metadata<Ty = ObjectMeta>
-    + Clone
-    + DeserializeOwned
-    + std::fmt::Debug
-    + Send
-    + 'static
-{
+trait Watched: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static {
     const WATCHED: Kind;
+
+    /// What selects, on the API server's side, those that concern the node of this name.
+    fn select(config: watcher::Config, node: &str) -> watcher::Config;
 
     /// The event of a version; `None` if the object is not for this service proxy.
     fn version(&self, name: &ObjectName) -> Option<SourceEvent>;
@@ -133,6 +132,10 @@ trait Watched:
 
 impl Watched for core::Service {
     const WATCHED: Kind = Kind::Service;
+
+    fn select(config: watcher::Config, _: &str) -> watcher::Config {
+        config.labels(convert::LABEL_SELECTOR)
+    }
 
     fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
         convert::service(name, self).map(SourceEvent::Service)
@@ -142,8 +145,36 @@ impl Watched for core::Service {
 impl Watched for discovery::EndpointSlice {
     const WATCHED: Kind = Kind::EndpointSlice;
 
+    fn select(config: watcher::Config, _: &str) -> watcher::Config {
+        config.labels(convert::LABEL_SELECTOR)
+    }
+
     fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
         convert::endpoint_slice(name, self).map(SourceEvent::EndpointSlice)
+    }
+}
+
+impl Watched for trimmed::Node {
+    const WATCHED: Kind = Kind::Node;
+
+    fn select(config: watcher::Config, node: &str) -> watcher::Config {
+        config.fields(&format!("metadata.name={node}"))
+    }
+
+    fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
+        Some(SourceEvent::Node(convert::node(name, self)))
+    }
+}
+
+impl Watched for trimmed::Pod {
+    const WATCHED: Kind = Kind::Pod;
+
+    fn select(config: watcher::Config, node: &str) -> watcher::Config {
+        config.fields(&format!("spec.nodeName={node}"))
+    }
+
+    fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
+        convert::pod(name, self).map(SourceEvent::Pod)
     }
 }
 
@@ -168,18 +199,31 @@ impl From<Closed> for End {
 /// Follows one kind of object.
 struct Follower {
     options: Options,
+    node: String,
     sender: mpsc::Sender<SourceEvent>,
     retry: Retry,
     kind: Kind,
     /// Since when the state may be stale; `None` while it is fresh.
     stale_since: Option<Timestamp>,
+    /// Whether it was told of the kind that it can be had, or that it can't.
+    judged: bool,
 }
 
-async fn follow<K: Watched>(options: Options, sender: mpsc::Sender<SourceEvent>) {
-    let retry = Retry::new(&options);
-    let mut follower = Follower { options, sender, retry, kind: K::WATCHED, stale_since: Some(Timestamp::now()) };
-    // The only way out is that nobody listens any more.
-    let Closed = follower.run::<K>().await;
+/// Follows a kind of object in a task of its own.
+fn follow<K: Watched>(options: &Options, node: &str, sender: &mpsc::Sender<SourceEvent>) {
+    let mut follower = Follower {
+        options: options.clone(),
+        node: node.to_owned(),
+        sender: sender.clone(),
+        retry: Retry::new(options),
+        kind: K::WATCHED,
+        stale_since: Some(Timestamp::now()),
+        judged: false,
+    };
+    tokio::spawn(async move {
+        // The only way out is that nobody listens any more.
+        let Closed = follower.run::<K>().await;
+    });
 }
 
 impl Follower {
@@ -197,26 +241,39 @@ impl Follower {
                 },
                 Err(error) => (Timestamp::now(), error),
             };
-            let since = *self.stale_since.get_or_insert(since);
-            let stale = SourceEvent::Health(self.kind, Health::Stale { since, error });
-            if self.send(stale).await.is_err() || self.pause().await.is_err() {
+            if self.stale(since, error).await.is_err() || self.pause().await.is_err() {
                 return Closed;
             }
         }
     }
 
+    /// Tells that the state is stale, since then unless it has been so for longer.
+    async fn stale(&mut self, since: Timestamp, error: SourceError) -> Result<(), Closed> {
+        self.judged = true;
+        let since = *self.stale_since.get_or_insert(since);
+        self.send(SourceEvent::Health(self.kind, Health::Stale { since, error })).await
+    }
+
     /// Lists and watches until that can't be continued.
     async fn watch<K: Watched>(&mut self, api: Api<K>, url: &str) -> End {
-        let config = watcher::Config::default().labels(convert::LABEL_SELECTOR);
+        let config = K::select(watcher::Config::default(), &self.node);
         let config = if self.options.listing == Listing::Stream { config.streaming_lists() } else { config };
         let mut events = std::pin::pin!(watcher(api, config));
         let mut listed = false;
+        let patience = tokio::time::Instant::now() + self.options.patience;
         // When a watch broke that may have been taken up since.
         let mut broke: Option<(Instant, Timestamp)> = None;
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
                 () = self.sender.closed() => return End::Closed,
+                () = tokio::time::sleep_until(patience), if !self.judged && !self.kind.is_essential() => {
+                    let slow = SourceError::Slow { url: url.to_owned(), after: self.options.patience };
+                    match self.stale(Timestamp::now(), slow).await {
+                        Ok(()) => continue,
+                        Err(Closed) => return End::Closed,
+                    }
+                }
             };
             if listed && matches!(event, Some(Ok(_))) {
                 broke = None;
@@ -229,7 +286,7 @@ impl Follower {
                 }
                 Some(Ok(Event::InitApply(object))) => self.version(&object, true).await,
                 Some(Ok(Event::Apply(object))) => self.version(&object, false).await,
-                Some(Ok(Event::Delete(object))) => match convert::name(object.metadata()) {
+                Some(Ok(Event::Delete(object))) => match convert::name(self.kind, object.meta()) {
                     Ok(name) => self.send(SourceEvent::Delete(self.kind, name)).await,
                     Err(problem) => {
                         self.nameless(&problem);
@@ -268,7 +325,7 @@ impl Follower {
     }
 
     async fn version<K: Watched>(&self, object: &K, listing: bool) -> Result<(), Closed> {
-        let name = match convert::name(object.metadata()) {
+        let name = match convert::name(self.kind, object.meta()) {
             Ok(name) => name,
             Err(problem) => {
                 self.nameless(&problem);
@@ -288,6 +345,7 @@ impl Follower {
     }
 
     async fn fresh(&mut self) -> Result<(), Closed> {
+        self.judged = true;
         self.send(SourceEvent::InitDone(self.kind)).await?;
         if self.stale_since.take().is_some() {
             self.send(SourceEvent::Health(self.kind, Health::Fresh)).await?;

@@ -7,10 +7,12 @@ pub mod convert;
 pub mod directory;
 mod documents;
 pub mod kubernetes;
+pub mod trimmed;
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -18,7 +20,7 @@ use thiserror::Error;
 
 use self::documents::{Contents, Version};
 use crate::causes::in_full;
-use crate::model::{Checked, EndpointSlice, Kind, Model, ObjectName, Problem, Service};
+use crate::model::{Checked, EndpointSlice, Kind, Model, Node, ObjectName, Pod, Problem, Service};
 
 /// How many events wait for the daemon before the source waits for it.
 const BACKLOG: usize = 1024;
@@ -32,6 +34,10 @@ pub enum SourceEvent {
     Service(Checked<Service>),
     /// An `EndpointSlice` is listed, new or changed.
     EndpointSlice(Checked<EndpointSlice>),
+    /// A node is listed, new or changed.
+    Node(Checked<Node>),
+    /// A pod that has a node is listed, new or changed.
+    Pod(Checked<Pod>),
     /// An object is gone, or no longer for a service proxy.
     Delete(Kind, ObjectName),
     /// The list is complete: what it did not contain is gone.
@@ -86,6 +92,14 @@ pub enum SourceError {
         /// What it said.
         source: Box<kube::runtime::watcher::Error>,
     },
+    /// The API server has not answered for some time.
+    #[error("{url}: no list after {after:?}; still waiting")]
+    Slow {
+        /// The API server.
+        url: String,
+        /// For how long.
+        after: Duration,
+    },
     /// A watch ended that should not.
     #[error("{url}: the watch ended")]
     WatchEnded {
@@ -109,10 +123,17 @@ impl SourceEvent {
             Self::Init(kind) => model.begin(kind),
             Self::Service(version) => model.apply_service(version),
             Self::EndpointSlice(version) => model.apply_slice(version),
+            Self::Node(version) => model.apply_node(version),
+            Self::Pod(version) => model.apply_pod(version),
             Self::Delete(kind, name) => model.delete(kind, &name),
             Self::InitDone(kind) => model.finish(kind),
             Self::File(path, problems) => model.report_file(&path, problems),
-            Self::Health(kind, health) => return Some((kind, health)),
+            Self::Health(kind, health) => {
+                if let Health::Stale { .. } = health {
+                    model.give_up(kind);
+                }
+                return Some((kind, health));
+            }
         }
         None
     }
@@ -133,6 +154,8 @@ impl From<Version> for SourceEvent {
         match version {
             Version::Service(version) => Self::Service(version),
             Version::EndpointSlice(version) => Self::EndpointSlice(version),
+            Version::Node(version) => Self::Node(version),
+            Version::Pod(version) => Self::Pod(version),
         }
     }
 }

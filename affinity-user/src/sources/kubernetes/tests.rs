@@ -1,4 +1,4 @@
-//! The watch against an API server that is made of a script: what each request for Services gets, in order.
+//! The watch against an API server that is made of a script: what each request for one kind gets, in order.
 
 use std::{
     collections::VecDeque,
@@ -17,7 +17,7 @@ use Then::{Break, End, Hold};
 use super::*;
 use crate::model::Model;
 
-/// The answer to a request for Services.
+/// The answer to a request for the kind that the script is about.
 enum Reply {
     /// An error of the API server's.
     Status(u16),
@@ -39,7 +39,7 @@ enum Then {
 }
 
 struct Server {
-    /// The queries of the requests for Services so far.
+    /// The queries of the requests that were answered by the script so far.
     queries: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
     /// A kubeconfig file that leads to it.
@@ -53,12 +53,17 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// When the script is at its end the server stops listening.
+    /// The script is for Services. When it is at its end the server stops listening.
     async fn start(script: Vec<Reply>) -> Self {
+        Self::start_for("/api/v1/services?", script).await
+    }
+
+    /// Of other paths all lists are empty.
+    async fn start_for(path: &'static str, script: Vec<Reply>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port of loopback");
         let address = listener.local_addr().expect("its address");
         let queries = Arc::new(Mutex::new(Vec::new()));
-        let task = tokio::spawn(serve(listener, script.into(), queries.clone()));
+        let task = tokio::spawn(serve(listener, path, script.into(), queries.clone()));
         let kubeconfig = file(&format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
              contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n\
@@ -72,12 +77,17 @@ impl Server {
     }
 }
 
-async fn serve(listener: TcpListener, mut script: VecDeque<Reply>, queries: Arc<Mutex<Vec<String>>>) {
+async fn serve(
+    listener: TcpListener,
+    path: &'static str,
+    mut script: VecDeque<Reply>,
+    queries: Arc<Mutex<Vec<String>>>,
+) {
     let mut held = Vec::new();
     while !script.is_empty() {
         let Ok((mut stream, _)) = listener.accept().await else { return };
         let target = request(&mut stream).await;
-        let reply = if target.starts_with("/api/v1/services?") {
+        let reply = if target.starts_with(path) {
             queries.lock().expect("not poisoned").push(target);
             script.pop_front().expect("not empty")
         } else {
@@ -161,32 +171,38 @@ fn page(items: &[Value], more: &str) -> Reply {
     Page(json!({"apiVersion": "v1", "kind": "ServiceList", "metadata": metadata, "items": items}))
 }
 
-/// What the source tells of Services, line by line, until the last of the expected lines.
+/// What the source tells of a kind, line by line, until the last of the expected lines.
 struct Told {
+    kind: Kind,
     events: mpsc::Receiver<SourceEvent>,
     model: Model,
 }
 
 impl Told {
     fn by(options: &Options) -> Self {
-        Self { events: watch(options), model: Model::default() }
+        Self::of(Kind::Service, options)
+    }
+
+    fn of(kind: Kind, options: &Options) -> Self {
+        Self { kind, events: watch(options, "node-1"), model: Model::new("node-1") }
     }
 
     async fn next(&mut self) -> String {
         loop {
             let event = tokio::time::timeout(Duration::from_secs(20), self.events.recv());
             let event = event.await.expect("an event in time").expect("no end");
-            let line = match &event {
-                SourceEvent::Init(Kind::Service) => "init".into(),
-                SourceEvent::Service(version) => format!("apply {}", version.name),
-                SourceEvent::Delete(Kind::Service, name) => format!("delete {name}"),
-                SourceEvent::InitDone(Kind::Service) => "done".into(),
-                SourceEvent::Health(Kind::Service, Health::Fresh) => "fresh".into(),
-                SourceEvent::Health(Kind::Service, Health::Stale { error, .. }) => format!("stale: {error}"),
-                _ => String::new(),
+            let (kind, line) = match &event {
+                SourceEvent::Init(kind) => (*kind, "init".into()),
+                SourceEvent::Service(version) => (Kind::Service, format!("apply {}", version.name)),
+                SourceEvent::Pod(version) => (Kind::Pod, format!("apply {}", version.name)),
+                SourceEvent::Delete(kind, name) => (*kind, format!("delete {name}")),
+                SourceEvent::InitDone(kind) => (*kind, "done".into()),
+                SourceEvent::Health(kind, Health::Fresh) => (*kind, "fresh".into()),
+                SourceEvent::Health(kind, Health::Stale { error, .. }) => (*kind, format!("stale: {error}")),
+                _ => continue,
             };
             event.enter(&mut self.model);
-            if !line.is_empty() {
+            if kind == self.kind {
                 return line;
             }
         }
@@ -363,6 +379,40 @@ async fn an_object_that_is_no_longer_for_us_is_deleted() {
     nameless["object"]["metadata"]["name"] = "a/b".into();
     let events = vec![added("a", 1), nameless, bookmark(), headless];
     check(vec![Watch(events, Hold), Status(500)], &["init", "apply shop/a", "done", "fresh", "delete shop/a"]).await;
+}
+
+const PODS: &str = "/api/v1/pods?";
+
+fn pod(name: &str) -> Value {
+    json!({"type": "ADDED", "object": {"apiVersion": "v1", "kind": "Pod",
+           "metadata": {"name": name, "namespace": "shop", "resourceVersion": "1"}, "spec": {"nodeName": "node-1"}}})
+}
+
+#[tokio::test]
+async fn pods_that_may_not_be_listed_hold_nothing_up() {
+    let script = vec![Status(403), Status(403), Watch(vec![pod("a"), bookmark()], Hold), Status(500)];
+    let server = Server::start_for(PODS, script).await;
+    let mut told = Told::of(Kind::Pod, &options(&server.kubeconfig));
+    told.expect(&["stale: http://127.0.0.1:…"]).await;
+    assert!(told.model.is_heard(Kind::Pod));
+    told.expect(&["stale: http://127.0.0.1:…", "init", "apply shop/a", "done", "fresh"]).await;
+    assert_eq!(told.model.pods().map(|pod| pod.name.to_string()).collect::<Vec<_>>(), ["shop/a"]);
+    let query = &server.queries()[0];
+    assert!(query.contains("fieldSelector=spec.nodeName%3Dnode-1"), "{query}");
+}
+
+#[tokio::test]
+async fn pods_that_do_not_come_are_not_waited_for() {
+    let script = vec![Watch(vec![], Hold), Status(500)];
+    let server = Server::start_for(PODS, script).await;
+    let patience = Duration::from_millis(50);
+    let mut told = Told::of(Kind::Pod, &Options { patience, ..options(&server.kubeconfig) });
+    told.expect(&["init", "stale: http://127.0.0.1:…"]).await;
+    told.kind = Kind::Service;
+    while !told.model.is_synced() {
+        told.next().await;
+    }
+    assert_eq!(told.model.pods().count(), 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,126 @@
+//! A Service in the model's terms.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use affinity_common::{abi::services::LABEL_MAX, types::Seconds};
+use k8s_openapi::api::core::v1 as core;
+
+use super::{Faults, address, check_name, is_elsewhere, port, proto};
+use crate::model::{Checked, Fault, Problem, Service, ServiceName, ServicePort, SessionAffinity};
+
+/// The timeout where none is given: three hours.
+const DEFAULT_TIMEOUT: u32 = 10800;
+
+/// A service; `None` if it is not for a service proxy, or for another one.
+pub fn service(name: &ServiceName, object: &core::Service) -> Option<Checked<Service>> {
+    let empty = core::ServiceSpec::default();
+    let spec = object.spec.as_ref().unwrap_or(&empty);
+    let first_ip = spec.cluster_ips.as_ref().and_then(|ips| ips.first()).or(spec.cluster_ip.as_ref());
+    let headless = first_ip.is_some_and(|ip| ip == "None");
+    if is_elsewhere(&object.metadata) || headless || spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+
+    let mut faults = Faults::default();
+    if let Err(Problem { field, fault }) = check_name("metadata.name", &name.name, LABEL_MAX) {
+        faults.invalid(field, fault);
+        return Some(faults.reject(name));
+    }
+    let cluster_ips = cluster_ips(spec, &mut faults);
+    let ports = service_ports(spec, &mut faults);
+    let Some(session_affinity) = session_affinity(spec, &mut faults) else { return Some(faults.reject(name)) };
+    if cluster_ips.is_empty() || ports.is_empty() && faults.invalid {
+        return Some(faults.reject(name));
+    }
+    let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    Some(faults.check(name, Service { name: name.clone(), created, cluster_ips, session_affinity, ports }))
+}
+
+fn cluster_ips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
+    let (field, given) = match (&spec.cluster_ips, &spec.cluster_ip) {
+        (Some(ips), _) if !ips.is_empty() => ("spec.clusterIPs", ips.as_slice()),
+        (_, Some(ip)) if !ip.is_empty() => ("spec.clusterIP", std::slice::from_ref(ip)),
+        _ => {
+            faults.invalid("spec.clusterIPs", Fault::Missing);
+            return Vec::new();
+        }
+    };
+    let mut ips = Vec::with_capacity(given.len());
+    for (i, text) in given.iter().enumerate() {
+        match address(text) {
+            Ok(ip) if !ips.contains(&ip) => ips.push(ip),
+            Ok(_) => {}
+            Err(fault) => faults.invalid(if given.len() > 1 { format!("{field}[{i}]") } else { field.into() }, fault),
+        }
+    }
+    ips
+}
+
+fn service_ports(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<ServicePort> {
+    let given = spec.ports.as_deref().unwrap_or_default();
+    if given.is_empty() {
+        faults.invalid("spec.ports", Fault::Missing);
+    }
+    let mut ports = Vec::with_capacity(given.len());
+    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    for (index, given) in given.iter().enumerate() {
+        let field = |name: &str| format!("spec.ports[{index}].{name}");
+        let proto = match proto(given.protocol.as_deref()) {
+            Ok(proto) => proto,
+            Err(fault @ Fault::UnsupportedProtocol(_)) => {
+                faults.left_out(field("protocol"), fault);
+                continue;
+            }
+            Err(fault) => {
+                faults.invalid(field("protocol"), fault);
+                continue;
+            }
+        };
+        let port = match port(given.port) {
+            Ok(port) => port,
+            Err(fault) => {
+                faults.invalid(field("port"), fault);
+                continue;
+            }
+        };
+        let name = given.name.as_deref().unwrap_or_default();
+        if !name.is_empty()
+            && let Err(Problem { field, fault }) = check_name(field("name"), name, LABEL_MAX)
+        {
+            faults.invalid(field, fault);
+        } else if !names.insert((name, proto)) {
+            faults.invalid(field("name"), Fault::DuplicatePortName(name.to_owned(), proto));
+        } else if !numbers.insert((port, proto)) {
+            faults.invalid(field("port"), Fault::DuplicatePort(port.get(), proto));
+        } else {
+            ports.push(ServicePort { index, name: name.into(), proto, port });
+        }
+    }
+    ports
+}
+
+/// `None` if there is no knowing what is meant.
+fn session_affinity(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<SessionAffinity> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => Some(SessionAffinity::None),
+        Some("ClientIP") => {
+            let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+            let timeout = match config.and_then(|client_ip| client_ip.timeout_seconds) {
+                None => DEFAULT_TIMEOUT,
+                Some(seconds) => {
+                    let Ok(valid @ 1..=86400) = u32::try_from(seconds) else {
+                        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+                        faults.invalid(field, Fault::Timeout(seconds));
+                        return None;
+                    };
+                    valid
+                }
+            };
+            Some(SessionAffinity::ClientIp { timeout: Seconds::new(timeout) })
+        }
+        Some(other) => {
+            faults.invalid("spec.sessionAffinity", Fault::UnknownAffinity(other.to_owned()));
+            None
+        }
+    }
+}

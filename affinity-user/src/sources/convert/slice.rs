@@ -1,0 +1,107 @@
+//! An `EndpointSlice` in the model's terms.
+
+use std::sync::Arc;
+
+use affinity_common::abi::services::LABEL_MAX;
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use super::{Faults, address, check_name, is_elsewhere, port, proto};
+use crate::model::{Checked, Endpoint, EndpointSlice, Fault, ObjectName, Problem, ServiceName, TargetPort};
+
+pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// A slice; `None` if it is not for a service proxy, or for another one.
+pub fn endpoint_slice(name: &ObjectName, object: &discovery::EndpointSlice) -> Option<Checked<EndpointSlice>> {
+    if is_elsewhere(&object.metadata) {
+        return None;
+    }
+    let mut faults = Faults::default();
+    let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME_LABEL));
+    let field = format!("metadata.labels[{SERVICE_NAME_LABEL}]");
+    let Some(service) = label else {
+        faults.invalid(field, Fault::Missing);
+        return Some(faults.reject(name));
+    };
+    if let Err(Problem { field, fault }) = check_name(field, service, LABEL_MAX) {
+        faults.invalid(field, fault);
+        return Some(faults.reject(name));
+    }
+    let address_type = match object.address_type.as_str() {
+        "IPv4" => "IPv4",
+        "IPv6" => "IPv6",
+        other => {
+            faults.invalid("addressType", Fault::AddressType(other.to_owned()));
+            return Some(faults.reject(name));
+        }
+    };
+    let slice = EndpointSlice {
+        name: name.clone(),
+        service: ServiceName { namespace: name.namespace.clone(), name: service.as_str().into() },
+        ports: target_ports(object, &mut faults),
+        endpoints: endpoints(object, address_type, &mut faults),
+    };
+    Some(faults.check(name, slice))
+}
+
+fn target_ports(object: &discovery::EndpointSlice, faults: &mut Faults) -> Vec<TargetPort> {
+    let mut ports = Vec::new();
+    for (i, given) in object.ports.iter().flatten().enumerate() {
+        // No number means all ports, which is for others than service proxies.
+        let Some(number) = given.port else { continue };
+        match (proto(given.protocol.as_deref()), port(number)) {
+            (Err(fault), _) => faults.left_out(format!("ports[{i}].protocol"), fault),
+            (_, Err(fault)) => faults.left_out(format!("ports[{i}].port"), fault),
+            (Ok(proto), Ok(port)) => {
+                ports.push(TargetPort { name: given.name.as_deref().unwrap_or_default().into(), proto, port });
+            }
+        }
+    }
+    ports
+}
+
+pub(super) fn endpoints(
+    object: &discovery::EndpointSlice,
+    address_type: &'static str,
+    faults: &mut Faults,
+) -> Vec<Endpoint> {
+    let mut endpoints = Vec::with_capacity(object.endpoints.len());
+    // Neighbours are often on one node.
+    let mut last_node: Option<Arc<str>> = None;
+    for (i, given) in object.endpoints.iter().enumerate() {
+        let Some(text) = given.addresses.first() else {
+            faults.left_out(format!("endpoints[{i}].addresses"), Fault::Missing);
+            continue;
+        };
+        let address = match address(text) {
+            Ok(address) if address.is_ipv4() == (address_type == "IPv4") => address,
+            Ok(address) => {
+                let fault = Fault::WrongFamily { address, address_type };
+                faults.left_out(format!("endpoints[{i}].addresses[0]"), fault);
+                continue;
+            }
+            Err(fault) => {
+                faults.left_out(format!("endpoints[{i}].addresses[0]"), fault);
+                continue;
+            }
+        };
+        let node_name = given.node_name.as_deref().map(|node| match &last_node {
+            Some(last) if **last == *node => last.clone(),
+            _ => Arc::from(node),
+        });
+        if node_name.is_some() {
+            last_node.clone_from(&node_name);
+        }
+        // What is not given reads as the API says: ready, serving as ready, not terminating.
+        let conditions = given.conditions.as_ref();
+        let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+        endpoints.push(Endpoint {
+            address,
+            ready,
+            serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
+            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+            node_name,
+            target: given.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Arc::from),
+        });
+    }
+    endpoints
+}

@@ -1,0 +1,320 @@
+//! Objects as YAML, and what becomes of them.
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    model::{Node, Pod, SessionAffinity},
+    sources::documents::{Contents, Version},
+};
+
+/// What becomes of an object: nothing, or what is kept of it and the problems.
+fn outcome(yaml: &str) -> String {
+    let contents = Contents::parse(std::path::Path::new("a.yaml"), yaml);
+    let problems = |problems: &[Problem]| problems.iter().map(|p| format!(" | {p}")).collect::<Vec<_>>().concat();
+    let verdict = |object: bool, replaces: bool| match (object, replaces) {
+        (true, true) => "good",
+        (true, false) => "makeshift",
+        (false, _) => "rejected",
+    };
+    let objects = contents.objects.iter().map(|object| match object {
+        Version::Service(v) => verdict(v.object.is_some(), v.replaces).to_owned() + &problems(&v.problems),
+        Version::EndpointSlice(v) => verdict(v.object.is_some(), v.replaces).to_owned() + &problems(&v.problems),
+        Version::Node(v) => verdict(v.object.is_some(), v.replaces).to_owned() + &problems(&v.problems),
+        Version::Pod(v) => verdict(v.object.is_some(), v.replaces).to_owned() + &problems(&v.problems),
+    });
+    objects.chain(contents.problems.iter().map(|problem| format!("file | {problem}"))).collect::<Vec<_>>().join("\n")
+}
+
+/// A service's metadata and spec, what is expected.
+#[test]
+fn services() {
+    const TIMEOUT: &str = "rejected | spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+    const ONE: &str = "clusterIPs: [10.0.0.1], ports: [{port: 80}]";
+    let two = |second: &str| format!("clusterIP: 10.0.0.1, ports: [{{name: a, port: 80}}, {second}]");
+    let timeout = |value: &str| {
+        format!("{ONE}, sessionAffinity: ClientIP, sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {value}}}}}")
+    };
+    let ips = |ips: &str| format!("clusterIPs: {ips}, ports: [{{port: 80}}]");
+    for (metadata, spec, expected) in [
+        ("", ONE.to_owned(), "good"),
+        // Not for a service proxy, or for another.
+        ("", ips("[None]"), ""),
+        ("", "clusterIP: None".to_owned(), ""),
+        ("", "type: ExternalName, externalName: example.com".to_owned(), ""),
+        (", labels: {service.kubernetes.io/service-proxy-name: other}", ONE.to_owned(), ""),
+        (", labels: {service.kubernetes.io/headless: ''}", ONE.to_owned(), ""),
+        // Addresses.
+        ("", ips("[]"), "rejected | spec.clusterIPs: is missing"),
+        ("", ips("[10.0.0.256]"), "rejected | spec.clusterIPs: \"10.0.0.256\" is no IP address"),
+        ("", ips("[10.0.0.1, x]"), "makeshift | spec.clusterIPs[1]: \"x\" is no IP address"),
+        ("", ips("[10.0.0.1, 'fd00::1']"), "good"),
+        ("", ips("[10.0.0.1, 10.0.0.1]"), "good"),
+        (
+            "",
+            ips("['::ffff:10.0.0.1']"),
+            "rejected | spec.clusterIPs: ::ffff:10.0.0.1 can't be the address of a service or an endpoint",
+        ),
+        ("", ips("[0.0.0.0]"), "rejected | spec.clusterIPs: 0.0.0.0 can't be the address of a service or an endpoint"),
+        // Affinity.
+        ("", format!("{ONE}, sessionAffinity: ClientIP"), "good"),
+        ("", format!("{ONE}, sessionAffinity: ''"), "good"),
+        (
+            "",
+            format!("{ONE}, sessionAffinity: Cookie"),
+            "rejected | spec.sessionAffinity: \"Cookie\" is no session affinity: None or ClientIP",
+        ),
+        ("", timeout("1"), "good"),
+        ("", timeout("86400"), "good"),
+        ("", timeout("null"), "good"),
+        ("", timeout("0"), &format!("{TIMEOUT}: 0 is no timeout: 1..=86400")),
+        ("", timeout("-1"), &format!("{TIMEOUT}: -1 is no timeout: 1..=86400")),
+        ("", timeout("86401"), &format!("{TIMEOUT}: 86401 is no timeout: 1..=86400")),
+        ("", timeout("3000000000"), &format!("{TIMEOUT}: invalid i32 (a.yaml:1)")),
+        // Ports.
+        ("", "clusterIP: 10.0.0.1".to_owned(), "rejected | spec.ports: is missing"),
+        ("", two("{name: b, port: 0}"), "makeshift | spec.ports[1].port: 0 is no port: 1..=65535"),
+        ("", two("{name: b, port: 65536}"), "makeshift | spec.ports[1].port: 65536 is no port: 1..=65535"),
+        (
+            "",
+            two("{name: b, port: 81, protocol: SCTP}"),
+            "good | spec.ports[1].protocol: SCTP is not supported: TCP and UDP are",
+        ),
+        (
+            "",
+            two("{name: b, port: 81, protocol: tcp}"),
+            "makeshift | spec.ports[1].protocol: \"tcp\" is no protocol: TCP and UDP are supported",
+        ),
+        ("", two("{name: b, port: 80, protocol: UDP}"), "good"),
+        (
+            "",
+            two("{name: b, port: 80}"),
+            "makeshift | spec.ports[1].port: 80/TCP is another port of the service: remove one",
+        ),
+        (
+            "",
+            two("{name: a, port: 81}"),
+            "makeshift | spec.ports[1].name: \"a\" is the name of another TCP port of the service: give each its own",
+        ),
+    ] {
+        let yaml = format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: web, namespace: shop{metadata}}}, spec: {{{spec}}}}}"
+        );
+        assert_eq!(outcome(&yaml), expected, "{yaml}");
+    }
+}
+
+/// A slice's fields, what is expected.
+#[test]
+fn slices() {
+    const LABEL: &str = "labels: {kubernetes.io/service-name: web}";
+    for (label, fields, expected) in [
+        (LABEL, "addressType: IPv4, endpoints: [{addresses: [10.1.0.1]}]", "good"),
+        (LABEL, "addressType: IPv4, endpoints: null", "good"),
+        (
+            "labels: {kubernetes.io/service-name: web, service.kubernetes.io/headless: ''}",
+            "addressType: IPv4, endpoints: []",
+            "",
+        ),
+        (
+            "labels: {}",
+            "addressType: IPv4, endpoints: []",
+            "rejected | metadata.labels[kubernetes.io/service-name]: is missing",
+        ),
+        (
+            LABEL,
+            "addressType: FQDN, endpoints: []",
+            "rejected | addressType: \"FQDN\" is not supported: IPv4 and IPv6 are",
+        ),
+        (
+            LABEL,
+            "addressType: IPv4, endpoints: [{addresses: [x]}, {addresses: ['fd00::1']}, {addresses: []}, \
+             {addresses: [10.1.0.1]}]",
+            "good | endpoints[0].addresses[0]: \"x\" is no IP address \
+             | endpoints[1].addresses[0]: fd00::1 is not of the slice's addressType IPv4 \
+             | endpoints[2].addresses: is missing",
+        ),
+        (
+            LABEL,
+            "addressType: IPv4, endpoints: [], ports: [{port: 0}, {port: 1, protocol: SCTP}, {}, {port: 8080}]",
+            "good | ports[0].port: 0 is no port: 1..=65535 \
+             | ports[1].protocol: SCTP is not supported: TCP and UDP are",
+        ),
+    ] {
+        let yaml = format!(
+            "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: a, {label}}}, {fields}}}"
+        );
+        assert_eq!(outcome(&yaml), expected, "{yaml}");
+    }
+}
+
+/// The one object of a document.
+fn version(yaml: &str) -> Option<Version> {
+    Contents::parse(std::path::Path::new("a.yaml"), yaml).objects.pop()
+}
+
+#[test]
+fn nodes() {
+    for (labels, zone) in [
+        ("{topology.kubernetes.io/zone: zone-a, other: x}", Some("zone-a")),
+        ("{topology.kubernetes.io/zone: ''}", None),
+        ("{}", None),
+        ("null", None),
+    ] {
+        let yaml = format!("{{apiVersion: v1, kind: Node, metadata: {{name: node-1.example, labels: {labels}}}}}");
+        let node = Node { name: ObjectName::new("", "node-1.example"), zone: zone.map(Arc::from) };
+        assert_eq!(version(&yaml), Some(Version::Node(Checked::good(node))));
+    }
+}
+
+#[test]
+fn pods() {
+    const RUNS: &str = "spec: {nodeName: node-1, containers: [{name: a}]}, \
+                        status: {phase: Running, podIP: 10.1.0.1, podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1'}]}";
+    const OFF: &str = ", annotations: {affinity.dev/socket-lb: 'off'}";
+    let pod = |metadata: &str, fields: &str| {
+        format!("{{apiVersion: v1, kind: Pod, metadata: {{name: web-0, uid: u-1{metadata}}}, {fields}}}")
+    };
+    let good = Pod {
+        name: ObjectName::new("default", "web-0"),
+        uid: "u-1".into(),
+        node: "node-1".into(),
+        addresses: vec![[10, 1, 0, 1].into(), "fd00::1".parse().expect("an address")],
+        host_network: false,
+        finished: false,
+        socket_lb: true,
+    };
+    for (yaml, expected) in [
+        (pod("", RUNS), good.clone()),
+        (pod(", annotations: {affinity.dev/socket-lb: 'on'}", RUNS), good.clone()),
+        (pod(OFF, RUNS), Pod { socket_lb: false, ..good.clone() }),
+        (
+            pod("", "spec: {nodeName: node-1, hostNetwork: true}, status: {phase: Succeeded}"),
+            Pod { host_network: true, finished: true, addresses: Vec::new(), ..good.clone() },
+        ),
+        (pod("", "spec: {nodeName: node-1}"), Pod { addresses: Vec::new(), ..good.clone() }),
+    ] {
+        assert_eq!(version(&yaml), Some(Version::Pod(Checked::good(expected))), "{yaml}");
+    }
+    for (yaml, expected) in [
+        // Not scheduled yet.
+        (pod("", "spec: {containers: []}"), ""),
+        (pod("", "spec: {nodeName: ''}"), ""),
+        (pod("", "status: null"), ""),
+        (
+            pod(", annotations: {affinity.dev/socket-lb: 'no'}", "spec: {nodeName: node-1}"),
+            "good | metadata.annotations[affinity.dev/socket-lb]: \"no\" is not known: one of on, off",
+        ),
+        (
+            pod("", "spec: {nodeName: node-1}, status: {podIPs: [{ip: x}, {}, {ip: 10.1.0.1}]}"),
+            "good | status.podIPs[0].ip: \"x\" is no IP address | status.podIPs[1].ip: is missing",
+        ),
+        (pod("", "spec: {nodeName: [1]}"), "rejected | spec.nodeName"),
+    ] {
+        let outcome = outcome(&yaml);
+        assert!(outcome.starts_with(expected) && (expected.is_empty() == outcome.is_empty()), "{yaml}: {outcome}");
+    }
+}
+
+#[test]
+fn conditions_that_are_not_given_read_as_the_api_says() {
+    let read = |conditions| {
+        let conditions = Some(conditions);
+        let object = discovery::EndpointSlice {
+            address_type: "IPv4".into(),
+            endpoints: vec![discovery::Endpoint {
+                addresses: vec!["10.1.0.1".into()],
+                conditions,
+                ..discovery::Endpoint::default()
+            }],
+            ..discovery::EndpointSlice::default()
+        };
+        let endpoints = slice::endpoints(&object, "IPv4", &mut Faults::default());
+        (endpoints[0].ready, endpoints[0].serving, endpoints[0].terminating)
+    };
+    let given = |ready, serving, terminating| discovery::EndpointConditions { ready, serving, terminating };
+    assert_eq!(read(given(None, None, None)), (true, true, false));
+    assert_eq!(read(given(Some(false), None, None)), (false, false, false));
+    assert_eq!(read(given(Some(false), Some(true), Some(true))), (false, true, true));
+    assert_eq!(read(given(None, Some(false), None)), (true, false, false));
+}
+
+#[test]
+fn names_that_are_none_are_the_files_problem() {
+    let long = "x".repeat(64);
+    for (metadata, expected) in [
+        ("{}", "file | line 1: metadata.name: is missing"),
+        ("{name: a/b}", "file | line 1: metadata.name: \"a/b\" is no name"),
+        (&format!("{{name: {long}}}"), "rejected | metadata.name: \"xxx"),
+        (&format!("{{name: a, namespace: {long}}}"), "file | line 1: metadata.namespace: \"xxx"),
+    ] {
+        let outcome = outcome(&format!("{{apiVersion: v1, kind: Service, metadata: {metadata}}}"));
+        assert!(outcome.starts_with(expected), "{outcome}");
+    }
+}
+
+fn text() -> impl Strategy<Value = Option<String>> {
+    prop::option::of(prop_oneof![
+        Just("None".to_owned()),
+        Just("ClientIP".to_owned()),
+        Just("UDP".to_owned()),
+        Just("IPv6".to_owned()),
+        Just("fd00::1".to_owned()),
+        "10\\.0\\.0\\.[0-9]{1,3}",
+        ".{0,4}",
+    ])
+}
+
+proptest! {
+    /// Whatever an object holds: no panic, and what is kept of it is within the bounds that later stages rely on.
+    #[test]
+    fn nothing_panics(
+        ips in prop::option::of(prop::collection::vec(text(), 0..3)),
+        affinity in text(),
+        timeout in any::<Option<i32>>(),
+        ports in prop::option::of(prop::collection::vec((text(), any::<i32>(), text()), 0..4)),
+        address_type in text(),
+    ) {
+        let name = ObjectName::new("shop", "web");
+        let ips = ips.map(|ips| ips.into_iter().flatten().collect::<Vec<_>>());
+        let client_ip = Some(core::ClientIPConfig { timeout_seconds: timeout });
+        let object = core::Service {
+            spec: Some(core::ServiceSpec {
+                cluster_ips: ips.clone(),
+                session_affinity: affinity,
+                session_affinity_config: Some(core::SessionAffinityConfig { client_ip }),
+                ports: ports.clone().map(|ports| ports.into_iter().map(|(name, port, protocol)| {
+                    core::ServicePort { name, port: port >> 15, protocol, ..core::ServicePort::default() }
+                }).collect()),
+                ..core::ServiceSpec::default()
+            }),
+            ..core::Service::default()
+        };
+        if let Some(version) = service(&name, &object) {
+            prop_assert!(version.object.is_some() || !version.problems.is_empty());
+            if let Some(service) = version.object {
+                prop_assert!(!service.cluster_ips.is_empty());
+                prop_assert!(service.ports.iter().all(|port| port.port.get() != 0));
+                if let SessionAffinity::ClientIp { timeout } = service.session_affinity {
+                    prop_assert!((1..=86400).contains(&timeout.secs));
+                }
+            }
+        }
+        let object = discovery::EndpointSlice {
+            address_type: address_type.unwrap_or_default(),
+            endpoints: vec![discovery::Endpoint {
+                addresses: ips.unwrap_or_default(),
+                ..discovery::Endpoint::default()
+            }],
+            metadata: ObjectMeta {
+                labels: Some([(slice::SERVICE_NAME_LABEL.to_owned(), "web".to_owned())].into()),
+                ..ObjectMeta::default()
+            },
+            ports: ports.map(|ports| ports.into_iter().map(|(name, port, protocol)| {
+                discovery::EndpointPort { name, port: Some(port >> 15), protocol, app_protocol: None }
+            }).collect()),
+        };
+        endpoint_slice(&name, &object);
+    }
+}
