@@ -2,16 +2,20 @@
 
 mod world;
 
+use affinity_common::abi::affinity::refresh_after;
+use affinity_common::abi::frontends::Frontend;
 use affinity_common::abi::netns::{NetnsClient, NetnsKey, TC_ONLY};
 use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
 use affinity_common::dp::{
+    Env as _,
     parse::SYN,
     sock::{self, Call, Named, Opening},
 };
 use affinity_common::family::Family;
 use affinity_common::reason::{Reason, Verdict};
 use affinity_common::testing::{Faults, Wire};
-use affinity_common::types::{Nanos, Port, Proto};
+use affinity_common::types::{BackendId, Nanos, Port, Proto, ServiceId, TICK_SHIFT};
+use proptest::prelude::*;
 use world::{End, Service, State, World};
 
 const CLIENT: End = ([10, 244, 0, 11], 40_000);
@@ -117,6 +121,14 @@ fn connect<F: Wire>(world: &World<F>, service: usize, cookie: u64) -> (Reason, F
     (sock::connect(&world.env, &mut socket), socket)
 }
 
+/// A socket that is connected as it says connects to a service again.
+fn reconnect<F: Wire>(world: &World<F>, service: usize, connected: &Fake<F>) -> (Reason, Fake<F>) {
+    // Routing has given it its address when it was connected.
+    let (source, peer) = (F::addr(CLIENT.0), (connected.addr, connected.port));
+    let mut socket = Fake { source, peer, ..Fake::to(&world.services[service], connected.cookie) };
+    (sock::connect(&world.env, &mut socket), socket)
+}
+
 fn a_client_is_the_same_by_socket_and_by_packet<F: Wire>() {
     let world = world::<F>();
     let (reason, socket) = connect(&world, 0, 1);
@@ -216,6 +228,120 @@ fn a_datagram_of_a_known_socket_writes_no_map_and_is_no_connection<F: Wire>() {
     }
 }
 
+/// What its namespace is now is asked only where the choice does not stand.
+fn a_connected_socket_that_asks_again_keeps_its_backend_without_a_further_look<F: Wire>() {
+    for service in [2, 3] {
+        let world = world::<F>();
+        let (_, socket) = connect(&world, service, 7);
+        let (writes, place) = (world.env.writes(), socket.place().expect("a backend"));
+        know(&world, CLIENT.0, TC_ONLY);
+        for _ in 0..4 {
+            world.env.sleep(Nanos(SECOND / 10));
+            let (reason, again) = reconnect(&world, service, &socket);
+            assert_eq!((reason, again.place()), (Reason::Established, Some(place)));
+            let mut sends = Fake { peer: (socket.addr, socket.port), ..Fake::to(&world.services[service], 7) };
+            assert_eq!(sock::sendmsg(&world.env, &mut sends), Reason::Established);
+            assert_eq!(sends.place(), Some(place));
+        }
+        assert_eq!(world.env.writes(), writes);
+        assert_eq!(world.env.connections(&world.services[service].backend_key(place)), 1);
+        world.env.sleep(Nanos(SECOND / 10));
+        assert_eq!(reconnect(&world, service, &socket).0, Reason::LeftToTc, "half a second is over");
+    }
+}
+
+fn a_choice_stands_only_while_nothing_of_it_has_changed<F: Wire>() {
+    type Change<F> = fn(&mut World<F>, &mut Fake<F>);
+    fn change_frontend<F: Wire>(world: &World<F>, change: fn(&mut Frontend)) {
+        let key = world.services[2].frontend_key();
+        let mut frontend = world.env.frontend(&key).expect("a frontend");
+        change(&mut frontend);
+        world.env.set_frontend(key, frontend);
+    }
+    let changes: [(&str, Change<F>, Reason); 9] = [
+        ("nothing", |_, _| {}, Reason::Established),
+        ("its slots", |world, _| world.program(2), Reason::LeftToTc),
+        ("its slots are none", |world, _| change_frontend(world, |it| it.slot_count = 0), Reason::LeftToTc),
+        ("its service", |world, _| change_frontend(world, |it| it.service = ServiceId { id: 9 }), Reason::LeftToTc),
+        ("its entry", |world, _| world.env.evict_sockets(), Reason::LeftToTc),
+        ("its connection", |_, socket| socket.port = Port::default(), Reason::LeftToTc),
+        ("its peer", |_, socket| socket.port = Port::new(1), Reason::LeftToTc),
+        ("the socket", |_, socket| socket.cookie += 1, Reason::LeftToTc),
+        (
+            "the frontend is gone",
+            |world, _| world.env.remove_frontend(&world.services[2].frontend_key()),
+            Reason::NotService,
+        ),
+    ];
+    for (what, change, reason) in changes {
+        let mut world = world::<F>();
+        let (_, mut socket) = connect(&world, 2, 7);
+        know(&world, CLIENT.0, TC_ONLY);
+        change(&mut world, &mut socket);
+        assert_eq!(reconnect(&world, 2, &socket).0, reason, "{what}");
+    }
+    // Another service is asked for, with the same pods.
+    let world = world::<F>();
+    let (_, socket) = connect(&world, 2, 7);
+    assert_eq!(reconnect(&world, 3, &socket).0, Reason::Hashed);
+}
+
+fn a_connected_socket_moves_as_soon_as_its_backend_is_no_longer_eligible<F: Wire>() {
+    for service in [2, 3] {
+        for state in [State::Draining, State::Gone] {
+            let mut world = world::<F>();
+            let (_, socket) = connect(&world, service, 7);
+            let place = socket.place().expect("a backend");
+            world.services[service].backends[place] = state;
+            world.program(service);
+            let (reason, moved) = reconnect(&world, service, &socket);
+            assert!(reason.is_selection() && moved.place().is_some_and(|other| other != place), "{reason:?}");
+            // One more change, which does not touch it: the choice stands, by the new slots.
+            world.program(service);
+            assert_eq!(reconnect(&world, service, &moved).0, Reason::Established);
+            let writes = world.env.writes();
+            assert_eq!(reconnect(&world, service, &moved).1.place(), moved.place());
+            assert_eq!(world.env.writes(), writes);
+            world.services[service].backends.fill(state);
+            world.program(service);
+            assert_eq!(reconnect(&world, service, &moved).0, Reason::NoBackend);
+        }
+    }
+}
+
+/// However often it asks: a use is recorded when the last one is as old as it may be, and not later.
+fn a_socket_that_asks_again_and_again_refreshes_its_clients_affinity_in_time<F: Wire>(timeout: u32, waits: &[u64]) {
+    let mut world = world::<F>();
+    world.services[2].timeout = timeout;
+    world.program(2);
+    let (_, mut socket) = connect(&world, 2, 7);
+    let frontend = world.env.frontend(&world.services[2].frontend_key()).expect("a frontend");
+    let late = refresh_after(frontend.timeout).0 + (1 << TICK_SHIFT);
+    for wait in waits {
+        world.env.sleep(Nanos(wait * 1_000_000));
+        let (reason, again) = reconnect(&world, 2, &socket);
+        let used = world.env.affinity_entries()[0].1.last_used.age(world.env.clock());
+        assert!(used.0 <= late, "{reason:?}: recorded {} ns ago", used.0);
+        if *wait < u64::from(timeout) * 900 {
+            assert_eq!((reason, again.place()), (Reason::Established, socket.place()));
+        }
+        socket = again;
+    }
+    assert_ne!(world.env.affinity_entries()[0].1.backend, BackendId::default());
+}
+
+proptest! {
+    #[test]
+    fn affinity_is_refreshed_in_time_by_reconnecting_sockets(
+        timeout in 1_u32..40,
+        waits in prop::collection::vec(prop_oneof![0_u64..40, 0_u64..700, 0_u64..4_000], 1..60),
+    ) {
+        use affinity_common::family::{V4, V6};
+        a_socket_that_asks_again_and_again_refreshes_its_clients_affinity_in_time::<V4>(timeout, &waits);
+        a_socket_that_asks_again_and_again_refreshes_its_clients_affinity_in_time::<V6>(timeout, &waits);
+    }
+}
+
 fn a_socket_that_closes_was_in_use_until_then<F: Wire>() {
     let world = world::<F>();
     let (_, socket) = connect(&world, 0, 1);
@@ -290,6 +416,9 @@ in_both_families! {
     a_namespace_that_is_not_known_or_left_to_tc_is_left_alone,
     a_bound_source_is_who_the_socket_is_unless_it_is_of_an_earlier_connection,
     a_datagram_of_a_known_socket_writes_no_map_and_is_no_connection,
+    a_connected_socket_that_asks_again_keeps_its_backend_without_a_further_look,
+    a_choice_stands_only_while_nothing_of_it_has_changed,
+    a_connected_socket_moves_as_soon_as_its_backend_is_no_longer_eligible,
     a_socket_that_closes_was_in_use_until_then,
     a_touch_refreshes_the_sockets_own_backends_entry_and_no_other,
     without_a_backend_a_socket_is_refused_and_leaves_no_trace,

@@ -18,7 +18,10 @@ use affinity_common::{
         sockets::{Socket, SocketKey},
         work::Work,
     },
-    dp::{AffinityEntry, ConntrackEntry, Env, Refused, sock::SocketEnv},
+    dp::{
+        AffinityEntry, ConntrackEntry, Env, Refused,
+        sock::{SocketEntry, SocketEnv},
+    },
     reason::{Program, Reason},
     types::{BackendId, Nanos, Proto, Seconds, Ticks},
 };
@@ -185,6 +188,8 @@ impl<F: Maps> Env<F> for Kernel {
 }
 
 impl<F: Maps> SocketEnv<F> for Kernel {
+    type Socket = InPlace<Socket<F>>;
+
     #[inline(always)]
     fn netns(&self, key: &NetnsKey) -> Option<NetnsClient<F>> {
         // SAFETY: values are replaced as a whole, none is changed in place.
@@ -192,10 +197,8 @@ impl<F: Maps> SocketEnv<F> for Kernel {
     }
 
     #[inline(always)]
-    fn socket(&self, key: &SocketKey<F>) -> Option<Socket<F>> {
-        // SAFETY: a socket's value is written by the socket's own calls; an element that is recycled meanwhile is another
-        // socket's, whose address would be shown once.
-        unsafe { F::sockets().get(key) }.copied()
+    fn socket(&self, key: &SocketKey<F>) -> Option<Self::Socket> {
+        F::sockets().get_ptr_mut(key).and_then(NonNull::new).map(InPlace)
     }
 
     #[inline(always)]
@@ -207,6 +210,21 @@ impl<F: Maps> SocketEnv<F> for Kernel {
     fn socket_remove(&self, key: &SocketKey<F>) {
         // Not there: evicted meanwhile, which is as well.
         let _ = F::sockets().remove(key);
+    }
+}
+
+impl<F: Maps> SocketEntry<F> for InPlace<Socket<F>> {
+    #[inline(always)]
+    fn load(&self) -> Socket<F> {
+        // SAFETY: the element is live and plain memory, written by the socket's own calls; one that is recycled meanwhile is
+        // another socket's, whose address would be shown once.
+        unsafe { self.0.read() }
+    }
+
+    #[inline(always)]
+    fn set_due(&self, at: Ticks) {
+        // SAFETY: the element is live. Of one that is recycled meanwhile, another socket's choice stands for that much longer.
+        put(unsafe { &raw mut (*self.0.as_ptr()).due }, at);
     }
 }
 

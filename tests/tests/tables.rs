@@ -181,7 +181,8 @@ fn affinity_is_refreshed_by_the_datapaths_own_hand() -> Result<()> {
         let frontend = |n: u8| FrontendKey::<V4>::new([10, 96, 0, n], Port::new(80), proto);
         let id = tables.v4.frontends.get(&frontend(1))?.ok_or_else(|| anyhow!("no frontend"))?.service;
         let backend = tables.v4.backends.keys()?[0].backend;
-        let socket = Socket { service: id, backend, client, addr: [10, 96, 0, 1], port: Port::new(80), zero: [0; 2] };
+        let (addr, port) = ([10, 96, 0, 1], Port::new(80));
+        let socket = Socket { service: id, backend, client, addr, port, ..Socket::default() };
         let entry = AffinityKey::new(client, id, 0);
         // Five seconds ago, but also on a machine that has just been started.
         let then = Ticks { at: now()?.ticks().at.wrapping_sub(300) };

@@ -27,7 +27,7 @@ pub mod tail_calls;
 pub mod work;
 
 /// The version of this layout. A daemon refuses pinned maps of another one.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// The kinds of map that are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

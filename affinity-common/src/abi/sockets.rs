@@ -1,11 +1,15 @@
 //! `sockets_v4`, `sockets_v6`: the sockets that were translated, and what they were translated from: for `getpeername`,
 //! `recvmsg` and the refresh of affinity. Written by the datapath.
 
-use super::{Kind, MapSpec};
+use super::{
+    Kind, MapSpec,
+    affinity::refresh_after,
+    frontends::{Frontend, FrontendKey},
+};
 use crate::pod::pod;
 use crate::{
     family::Family,
-    types::{BackendId, Port, Proto, ServiceId},
+    types::{BackendId, Nanos, Port, Proto, Seconds, ServiceId, TICK_SHIFT, Ticks},
 };
 
 pod! {
@@ -34,7 +38,7 @@ pod! {
 
     /// What it has asked for.
     #[derive(Default, PartialEq, Eq, Hash)]
-    pub struct Socket<F>: 20, 44 {
+    pub struct Socket<F>: 28, 52 {
         /// The service port.
         pub service: ServiceId,
         /// The backend.
@@ -47,7 +51,33 @@ pod! {
         pub port: Port,
         /// Zero.
         pub zero: [u8; 2],
+        /// The frontend's [`Frontend::first_slot`] when the backend was chosen.
+        pub first_slot: u32,
+        /// When the choice is to be looked into again: [`stands_until`].
+        pub due: Ticks,
     }
+}
+
+/// How long a choice stands at most without a look at what it was made by.
+///
+/// Slots that a service leaves rest for a second before another run of its may begin with the same one, so that within
+/// this time the same first slot means the same slots. (But for a daemon that ends in between and whose successor is there,
+/// synced and has another change within that time.)
+const STANDS: Nanos = Nanos(Nanos::SECOND.0 / 2);
+
+/// Until when a choice stands for a socket that asks again, while its frontend has the slots that it had: until the
+/// client's affinity, which was `used` last, can be stale, and not for longer than half a second. A client whose affinity
+/// a person has taken out may keep its backend for that time, by a socket that is connected to it anyway.
+#[inline(always)]
+pub const fn stands_until(timeout: Seconds, used: Ticks, now: Nanos) -> Ticks {
+    let mut wait = STANDS.0;
+    if timeout.secs != 0 {
+        let fresh = (refresh_after(timeout).0 + (1 << TICK_SHIFT)).saturating_sub(used.age(now).0);
+        if fresh < wait {
+            wait = fresh;
+        }
+    }
+    Nanos(now.0 + wait).ticks()
 }
 
 impl SocketCookie {
@@ -70,6 +100,32 @@ impl<F: Family> SocketKey<F> {
     #[inline(always)]
     pub fn new(cookie: SocketCookie, addr: F::Addr, port: Port, proto: Proto) -> Self {
         Self { cookie, addr, port, proto, zero: 0 }
+    }
+}
+
+impl<F: Family> Socket<F> {
+    /// Whether a socket that is connected to this backend already, and asks again, need not be given one anew: it asks for
+    /// the same, which is still the same service's, with the same slots, so that the backend has not lost its sessions; and
+    /// no look at its client's affinity is due.
+    #[inline(always)]
+    pub fn stands(&self, asked: &FrontendKey<F>, frontend: &Frontend, now: Ticks) -> bool {
+        self.addr == asked.addr
+            && self.port == asked.port
+            && self.service == frontend.service
+            && self.first_slot == frontend.first_slot
+            // Without slots there is no first one.
+            && frontend.slot_count != 0
+            && !self.due.is_due(now)
+    }
+
+    /// Whether it says the same of a socket and its backend.
+    #[inline(always)]
+    pub fn leads_as(&self, other: &Self) -> bool {
+        self.service == other.service
+            && self.backend == other.backend
+            && self.client == other.client
+            && self.addr == other.addr
+            && self.port == other.port
     }
 }
 

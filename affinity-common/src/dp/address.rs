@@ -15,6 +15,13 @@ pub struct Looks {
     pub like_direct: bool,
 }
 
+/// Whether a service may have the address.
+#[inline(always)]
+pub fn is_like_service<F: Family, E: Env<F>>(env: &E, addr: &F::Addr) -> bool {
+    let place = Place::of::<F>(addr);
+    place.is_in(env.service_filter(place.word))
+}
+
 /// How an address looks.
 #[inline(always)]
 pub fn looks<F: Family, E: Env<F>>(env: &E, addr: &F::Addr) -> Looks {

@@ -37,8 +37,9 @@ pub fn choose<F: Family, E: Env<F>>(
             if let Some(entry) = &entry {
                 refresh(entry, pair, frontend, now);
             }
+            let used = if pair.is_stale(frontend.timeout, now) { now.ticks() } else { pair.last_used };
             let reason = if attempt > 1 { Reason::AffinityAdopted } else { Reason::AffinityHit };
-            return Ok(Choice { id: pair.backend, backend, previous: pair.backend, reason });
+            return Ok(Choice { id: pair.backend, backend, previous: pair.backend, used, reason });
         }
         let expired = entry.is_some() && !live;
         let hash = if expired { env.random() } else { hash::client::<F>(client, frontend.seed) };
@@ -61,7 +62,7 @@ pub fn choose<F: Family, E: Env<F>>(
             Err(Refused::Exists) if attempt < ATTEMPTS => continue,
             Err(_) => Reason::AffinityRefused,
         };
-        return Ok(Choice { id, backend, previous: pair.backend, reason });
+        return Ok(Choice { id, backend, previous: pair.backend, used: at, reason });
     }
     // The last attempt has returned.
     Err(Reason::AffinityRefused)

@@ -186,7 +186,7 @@ fn past_services<F: Family, E: Env<F>>(
     }
     let backend = Backend { addr: headers.dst, port: headers.dst_port, flags: 0, zero: 0 };
     let (id, previous) = (BackendId::default(), BackendId::default());
-    let choice = Choice { id, backend, previous, reason: Reason::Direct };
+    let choice = Choice { id, backend, previous, used: now.ticks(), reason: Reason::Direct };
     key.turn_forward(headers.src_port, headers.dst, headers.dst_port);
     // Its later packets are to come here.
     env.mark_direct(Place::of::<F>(&headers.dst));

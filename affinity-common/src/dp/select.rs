@@ -20,9 +20,9 @@ pub fn choose<F: Family, E: Env<F>>(
     let in_the_middle = headers.is_tcp() && !headers.opens();
     let mut choice = if !frontend.has_affinity() {
         let (id, backend) = slots::by_connection(env, frontend, headers)?;
-        Choice { id, backend, previous: BackendId::default(), reason: Reason::Hashed }
+        Choice { id, backend, previous: BackendId::default(), used: now.ticks(), reason: Reason::Hashed }
     } else if in_the_middle && let Some((id, backend)) = affinity::recall(env, frontend, &headers.src) {
-        Choice { id, backend, previous: id, reason: Reason::Rebuilt }
+        Choice { id, backend, previous: id, used: now.ticks(), reason: Reason::Rebuilt }
     } else {
         affinity::choose(env, frontend, &headers.src, now)?
     };

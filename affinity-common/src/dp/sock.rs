@@ -11,23 +11,34 @@ use crate::{
         events::Event,
         frontends::{Frontend, FrontendKey},
         netns::{NetnsClient, NetnsKey},
-        sockets::{Socket, SocketCookie, SocketKey},
+        sockets::{self, Socket, SocketCookie, SocketKey},
     },
     family::Family,
     reason::Reason,
-    types::{BackendId, Nanos, Port, Proto},
+    types::{BackendId, Nanos, Port, Proto, Ticks},
 };
 
 /// The maps of a family that only sockets need.
 pub trait SocketEnv<F: Family>: Env<F> {
+    /// A socket's entry in its place in the map. It may be evicted, and its memory reused, while it is held.
+    type Socket: SocketEntry<F>;
+
     /// Who the sockets of a namespace are.
     fn netns(&self, key: &NetnsKey) -> Option<NetnsClient<F>>;
     /// What a socket was translated from.
-    fn socket(&self, key: &SocketKey<F>) -> Option<Socket<F>>;
+    fn socket(&self, key: &SocketKey<F>) -> Option<Self::Socket>;
     /// Adds or replaces an entry; never [`Refused::Exists`].
     fn socket_put(&self, key: &SocketKey<F>, value: &Socket<F>) -> Result<(), Refused>;
     /// Removes an entry, if it is there.
     fn socket_remove(&self, key: &SocketKey<F>);
+}
+
+/// A socket's entry in place.
+pub trait SocketEntry<F: Family> {
+    /// What it holds.
+    fn load(&self) -> Socket<F>;
+    /// Sets [`Socket::due`].
+    fn set_due(&self, at: Ticks);
 }
 
 /// A socket and the address that it names: where it connects or sends to, or whom it hears of.
@@ -65,14 +76,14 @@ pub trait Opening<F: Family>: Call<F> {
 #[inline(always)]
 pub fn connect<F: Family, E: SocketEnv<F>, C: Opening<F>>(env: &E, call: &mut C) -> Reason {
     let refuses = call.proto() == Proto::TCP;
-    translate(env, call, refuses).unwrap_or_else(|reason| reason)
+    translate::<F, E, C, false>(env, call, refuses).unwrap_or_else(|reason| reason)
 }
 
 /// A UDP socket sends to an address that it names: to a backend of that service.
 #[inline(always)]
 pub fn sendmsg<F: Family, E: SocketEnv<F>, C: Opening<F>>(env: &E, call: &mut C) -> Reason {
     let refuses = call.proto() == Proto::UDP;
-    translate(env, call, refuses).unwrap_or_else(|reason| reason)
+    translate::<F, E, C, true>(env, call, refuses).unwrap_or_else(|reason| reason)
 }
 
 /// A UDP socket hears who has sent to it: a backend is named as the service that was asked.
@@ -91,8 +102,8 @@ pub fn getpeername<F: Family, E: SocketEnv<F>, C: Call<F>>(env: &E, call: &mut C
 #[inline(always)]
 pub fn release<F: Family, E: SocketEnv<F>, N: Named<F>>(env: &E, socket: &N) -> Reason {
     let key = SocketKey::new(socket.cookie(), socket.addr(), socket.port(), socket.proto());
-    let Some(asked) = env.socket(&key) else { return Reason::NotService };
-    touch(env, key.proto, &asked);
+    let Some(entry) = env.socket(&key) else { return Reason::NotService };
+    touch(env, key.proto, &entry.load());
     env.socket_remove(&key);
     Reason::Closed
 }
@@ -112,20 +123,22 @@ pub fn touch<F: Family, E: SocketEnv<F>>(env: &E, proto: Proto, socket: &Socket<
 #[inline(always)]
 fn show<F: Family, E: SocketEnv<F>, C: Call<F>>(env: &E, call: &mut C) -> bool {
     let key = SocketKey::new(call.cookie(), call.addr(), call.port(), call.proto());
-    let Some(asked) = env.socket(&key) else { return false };
+    let Some(entry) = env.socket(&key) else { return false };
+    let asked = entry.load();
     call.rename(&asked.addr, asked.port);
     true
 }
 
-/// Names a backend in place of a service. `refuses`: so is another port of a service's address.
+/// Names a backend in place of a service. `SENDS`: the socket need not be connected, and may talk to several. `refuses`: so
+/// is another port of a service's address.
 #[inline(always)]
-fn translate<F: Family, E: SocketEnv<F>, C: Opening<F>>(
+fn translate<F: Family, E: SocketEnv<F>, C: Opening<F>, const SENDS: bool>(
     env: &E,
     call: &mut C,
     refuses: bool,
 ) -> Result<Reason, Reason> {
     let asked = FrontendKey::new(call.addr(), call.port(), call.proto());
-    if !address::looks(env, &asked.addr).like_service {
+    if !address::is_like_service(env, &asked.addr) {
         return Err(Reason::NotService);
     }
     let Some(frontend) = env.frontend(&asked) else {
@@ -133,8 +146,15 @@ fn translate<F: Family, E: SocketEnv<F>, C: Opening<F>>(
         return Err(if refused { Reason::NoSuchPort } else { Reason::NotService });
     };
     let cookie = call.cookie();
-    let client = client(env, call, cookie)?;
     let now = env.now();
+    let connected = connection(env, call, cookie);
+    if let Some((peer, entry)) = &connected
+        && entry.load().stands(&asked, &frontend, now.ticks())
+    {
+        call.rename(&peer.addr, peer.port);
+        return Ok(Reason::Established);
+    }
+    let client = client(env, call, connected.as_ref().map(|(_, entry)| entry.load().client))?;
     let choice = choose(env, &frontend, &asked, &client, cookie, now)?;
     let backend = SocketKey::new(cookie, choice.backend.addr, choice.backend.port, asked.proto);
     let value = Socket {
@@ -144,12 +164,16 @@ fn translate<F: Family, E: SocketEnv<F>, C: Opening<F>>(
         addr: asked.addr,
         port: asked.port,
         zero: [0; 2],
+        first_slot: frontend.first_slot,
+        due: sockets::stands_until(frontend.timeout, choice.used, now),
     };
-    // A TCP socket connects once.
-    let is_known = asked.proto != Proto::TCP && env.socket(&backend).is_some_and(|known| known == value);
-    if !is_known && env.socket_put(&backend, &value).is_err() {
-        return Err(Reason::SocketRefused);
-    }
+    let known = match connected {
+        Some((peer, entry)) if peer == backend => Some(entry),
+        _ if SENDS => env.socket(&backend),
+        // It is new, or has talked to another one: that is a new connection.
+        _ => None,
+    };
+    let is_known = note(env, &backend, known, &value, now)?;
     call.rename(&backend.addr, backend.port);
     if is_known {
         return Ok(Reason::Established);
@@ -161,13 +185,52 @@ fn translate<F: Family, E: SocketEnv<F>, C: Opening<F>>(
     Ok(choice.reason)
 }
 
+/// The backend that the socket is connected to already by a service.
+#[inline(always)]
+fn connection<F: Family, E: SocketEnv<F>, C: Opening<F>>(
+    env: &E,
+    call: &C,
+    cookie: SocketCookie,
+) -> Option<(SocketKey<F>, E::Socket)> {
+    let port = call.peer_port();
+    if port == Port::default() {
+        return None;
+    }
+    let key = SocketKey::new(cookie, call.peer_addr(), port, call.proto());
+    let entry = env.socket(&key)?;
+    Some((key, entry))
+}
+
+/// Notes what a socket was translated from. Returns whether that was known.
+#[inline(always)]
+fn note<F: Family, E: SocketEnv<F>>(
+    env: &E,
+    key: &SocketKey<F>,
+    known: Option<E::Socket>,
+    value: &Socket<F>,
+    now: Nanos,
+) -> Result<bool, Reason> {
+    let held = known.as_ref().map(SocketEntry::load);
+    let is_known = held.is_some_and(|held| held.leads_as(value));
+    match (known, held) {
+        (Some(entry), Some(held)) if is_known && held.first_slot == value.first_slot => {
+            if held.due.is_due(now.ticks()) {
+                entry.set_due(value.due);
+            }
+        }
+        _ => env.socket_put(key, value).map_err(|_| Reason::SocketRefused)?,
+    }
+    Ok(is_known)
+}
+
 /// The address of the client that a socket counts as: what it is bound to or, where routing chooses, its namespace's. A
-/// namespace must be known even for a bound socket: it may be one that is left to TC.
+/// namespace must be known even for a bound socket: it may be one that is left to TC. `connected`: the client of its
+/// connection.
 #[inline(always)]
 fn client<F: Family, E: SocketEnv<F>, C: Opening<F>>(
     env: &E,
     call: &C,
-    cookie: SocketCookie,
+    connected: Option<F::Addr>,
 ) -> Result<F::Addr, Reason> {
     let Some(netns) = env.netns(&call.netns()) else { return Err(Reason::UnknownClient) };
     if netns.is_tc_only() {
@@ -177,15 +240,8 @@ fn client<F: Family, E: SocketEnv<F>, C: Opening<F>>(
     if source == F::Addr::default() || source == netns.addr {
         return Ok(netns.addr);
     }
-    let peer_port = call.peer_port();
-    if peer_port != Port::default() {
-        // The address may be what routing has chosen when it was connected: then it goes on as who it was.
-        let key = SocketKey::new(cookie, call.peer_addr(), peer_port, call.proto());
-        if let Some(known) = env.socket(&key) {
-            return Ok(known.client);
-        }
-    }
-    Ok(source)
+    // The address may be what routing has chosen when it was connected: then it goes on as who it was.
+    Ok(connected.unwrap_or(source))
 }
 
 /// The backend of a socket. Without affinity, one and the same for all that it sends.
@@ -203,7 +259,7 @@ fn choose<F: Family, E: SocketEnv<F>>(
     }
     let hash = hash::socket(cookie.get(), asked.port, asked.proto, frontend.seed);
     let (id, backend) = slots::at(env, frontend, hash)?;
-    Ok(Choice { id, backend, previous: BackendId::default(), reason: Reason::Hashed })
+    Ok(Choice { id, backend, previous: BackendId::default(), used: now.ticks(), reason: Reason::Hashed })
 }
 
 /// The port of the client's is not known yet: the kernel chooses it later.

@@ -21,7 +21,10 @@ use crate::{
         sockets::{Socket, SocketKey},
         work::Work,
     },
-    dp::{AffinityEntry, ConntrackEntry, Env, Refused, sock::SocketEnv},
+    dp::{
+        AffinityEntry, ConntrackEntry, Env, Refused,
+        sock::{SocketEntry, SocketEnv},
+    },
     family::Family,
     types::{BackendId, Nanos, Proto, Seconds, Ticks},
 };
@@ -253,6 +256,11 @@ impl<F: Family> FakeEnv<F> {
         self.0.maps.borrow().sockets.entries.iter().map(|(key, (entry, _))| (*key, entry.get())).collect()
     }
 
+    /// Evicts every entry of a socket.
+    pub fn evict_sockets(&self) {
+        self.0.maps.borrow_mut().sockets.entries.clear();
+    }
+
     /// How many connections a backend was given.
     pub fn connections(&self, key: &BackendKey) -> u64 {
         self.0.maps.borrow().connections.get(key).copied().unwrap_or_default()
@@ -326,6 +334,19 @@ impl<F: Family> ConntrackEntry<F> for ConntrackHandle<F> {
 
     fn set_seen(&self, seen: u8) {
         self.change(|value| value.seen = seen);
+    }
+}
+
+/// A socket's entry in its place.
+pub struct SocketHandle<F: Family>(Rc<Cell<Socket<F>>>);
+
+impl<F: Family> SocketEntry<F> for SocketHandle<F> {
+    fn load(&self) -> Socket<F> {
+        self.0.get()
+    }
+
+    fn set_due(&self, at: Ticks) {
+        self.0.set(Socket { due: at, ..self.0.get() });
     }
 }
 
@@ -455,12 +476,14 @@ impl<F: Family> Env<F> for FakeEnv<F> {
 }
 
 impl<F: Family> SocketEnv<F> for FakeEnv<F> {
+    type Socket = SocketHandle<F>;
+
     fn netns(&self, key: &NetnsKey) -> Option<NetnsClient<F>> {
         self.0.maps.borrow().netns.get(key).copied()
     }
 
-    fn socket(&self, key: &SocketKey<F>) -> Option<Socket<F>> {
-        self.0.maps.borrow_mut().sockets.get(key).map(|entry| entry.get())
+    fn socket(&self, key: &SocketKey<F>) -> Option<SocketHandle<F>> {
+        self.0.maps.borrow_mut().sockets.get(key).map(SocketHandle)
     }
 
     fn socket_put(&self, key: &SocketKey<F>, value: &Socket<F>) -> Result<(), Refused> {
