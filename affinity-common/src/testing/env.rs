@@ -34,11 +34,14 @@ pub type Hook<F> = Box<dyn FnOnce(&FakeEnv<F>)>;
 
 /// Which maps refuse new entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each map for itself")]
 pub struct Faults {
     /// The conntrack map.
     pub conntrack_full: bool,
     /// The affinity map.
     pub affinity_full: bool,
+    /// The map of datagrams in fragments.
+    pub fragments_full: bool,
     /// The map of sockets.
     pub sockets_full: bool,
 }
@@ -246,9 +249,29 @@ impl<F: Family> FakeEnv<F> {
         self.0.maps.borrow().conntrack.entries.iter().map(|(key, (entry, _))| (*key, entry.get())).collect()
     }
 
+    /// Evicts what is noted of a datagram.
+    pub fn evict_fragments(&self, key: &FragmentsKey<F>) {
+        self.0.maps.borrow_mut().fragments.entries.remove(key);
+    }
+
+    /// What is noted of datagrams in fragments.
+    pub fn fragments_entries(&self) -> Vec<(FragmentsKey<F>, Fragments)> {
+        self.0.maps.borrow().fragments.entries.iter().map(|(key, (entry, _))| (*key, entry.get())).collect()
+    }
+
     /// Writes who the sockets of a namespace are.
     pub fn set_netns(&self, key: NetnsKey, value: NetnsClient<F>) {
         self.0.maps.borrow_mut().netns.insert(key, value);
+    }
+
+    /// Forgets a namespace.
+    pub fn remove_netns(&self, key: &NetnsKey) {
+        self.0.maps.borrow_mut().netns.remove(key);
+    }
+
+    /// Evicts the entry of a socket.
+    pub fn evict_socket(&self, key: &SocketKey<F>) {
+        self.0.maps.borrow_mut().sockets.entries.remove(key);
     }
 
     /// Every entry of a socket.
@@ -438,6 +461,9 @@ impl<F: Family> Env<F> for FakeEnv<F> {
 
     fn note_fragments(&self, key: &FragmentsKey<F>, value: &Fragments) -> Result<(), Refused> {
         self.count_write();
+        if self.0.faults.get().fragments_full {
+            return Err(Refused::Full);
+        }
         self.0.maps.borrow_mut().fragments.put(key, value);
         Ok(())
     }
@@ -497,7 +523,7 @@ impl<F: Family> SocketEnv<F> for FakeEnv<F> {
 
     fn socket_remove(&self, key: &SocketKey<F>) {
         self.count_write();
-        self.0.maps.borrow_mut().sockets.entries.remove(key);
+        self.evict_socket(key);
     }
 }
 

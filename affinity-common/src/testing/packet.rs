@@ -1,8 +1,11 @@
 //! Packets in plain memory, with their checksum left to hardware or not.
 
+use super::{
+    checksum::{checksum, fold, sum},
+    wire::{Segment, Upper, Wire},
+};
 use crate::{
-    dp::{Checksum, Packet, RewriteError, icmp::Icmp},
-    family::{V4, V6},
+    dp::{Checksum, Packet, RewriteError},
     types::Proto,
 };
 
@@ -15,192 +18,6 @@ pub enum Offload {
     Partial,
     /// The hardware has: beside the packet is the sum of it from its IP header on (`CHECKSUM_COMPLETE`).
     Complete,
-}
-
-/// A family whose packets the tests build.
-pub trait Wire: Icmp {
-    /// The address that tests call by an IPv4 one: itself, or that of IPv6 which ends in it.
-    fn addr(name: [u8; 4]) -> Self::Addr;
-    /// What tests call an address.
-    fn name(addr: &Self::Addr) -> [u8; 4];
-    /// The IP header of a segment with `upper_len` bytes behind it.
-    fn header(segment: &Segment, upper_len: u16) -> Vec<u8>;
-}
-
-impl Wire for V4 {
-    fn addr(name: [u8; 4]) -> [u8; 4] {
-        name
-    }
-
-    fn name(addr: &[u8; 4]) -> [u8; 4] {
-        *addr
-    }
-
-    fn header(segment: &Segment, upper_len: u16) -> Vec<u8> {
-        let words = u8::try_from(5 + segment.options.len() / 4).expect("few options");
-        let total = u16::from(words) * 4 + upper_len;
-        let mut ip = vec![0x40 | words, 0];
-        ip.extend(total.to_be_bytes());
-        ip.extend([0x42, 0x42, 0x40, 0, 64, segment.proto.number, 0, 0]);
-        ip.extend(segment.src.0);
-        ip.extend(segment.dst.0);
-        ip.extend(&segment.options);
-        let sum = checksum(&ip);
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
-        ip
-    }
-}
-
-impl Wire for V6 {
-    fn addr(name: [u8; 4]) -> [u8; 16] {
-        let mut addr = [0xfd, 0, 0, 0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        addr[12..].copy_from_slice(&name);
-        addr
-    }
-
-    fn name(addr: &[u8; 16]) -> [u8; 4] {
-        [addr[12], addr[13], addr[14], addr[15]]
-    }
-
-    /// The options are a header of destination options, filled up to eight bytes and their multiples.
-    fn header(segment: &Segment, upper_len: u16) -> Vec<u8> {
-        let mut options = Vec::new();
-        if !segment.options.is_empty() {
-            let eights = (segment.options.len() + 2).div_ceil(8);
-            options = vec![segment.proto.number, u8::try_from(eights - 1).expect("few options")];
-            // Pad1 (RFC 8200, section 4.2).
-            options.resize(eights * 8, 0);
-        }
-        let len = upper_len + u16::try_from(options.len()).expect("few options");
-        let next = if options.is_empty() { segment.proto.number } else { 60 };
-        let mut ip = vec![0x60, 0x42, 0x42, 0x42];
-        ip.extend(len.to_be_bytes());
-        ip.extend([next, 64]);
-        ip.extend(Self::addr(segment.src.0));
-        ip.extend(Self::addr(segment.dst.0));
-        ip.extend(options);
-        ip
-    }
-}
-
-/// A TCP or UDP segment to build, in either family.
-#[derive(Clone, Debug)]
-pub struct Segment {
-    /// Source address and port.
-    pub src: ([u8; 4], u16),
-    /// Destination address and port.
-    pub dst: ([u8; 4], u16),
-    /// TCP or UDP.
-    pub proto: Proto,
-    /// TCP's flags.
-    pub flags: u8,
-    /// IP options; a multiple of four bytes.
-    pub options: Vec<u8>,
-    /// What it carries.
-    pub payload: Vec<u8>,
-}
-
-impl Segment {
-    /// A TCP segment with nothing in it.
-    pub fn tcp(src: ([u8; 4], u16), dst: ([u8; 4], u16), flags: u8) -> Self {
-        Self { src, dst, proto: Proto::TCP, flags, options: Vec::new(), payload: Vec::new() }
-    }
-
-    /// A UDP datagram with a byte in it.
-    pub fn udp(src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> Self {
-        Self { src, dst, proto: Proto::UDP, flags: 0, options: Vec::new(), payload: vec![7] }
-    }
-
-    /// The frame, all checksums computed.
-    ///
-    /// # Panics
-    /// Where it is longer than IP allows.
-    pub fn build<F: Wire>(&self) -> Vec<u8> {
-        let mut upper = [self.src.1.to_be_bytes(), self.dst.1.to_be_bytes()].concat();
-        let sum_at = if self.proto == Proto::TCP {
-            upper.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
-            16
-        } else {
-            let len = u16::try_from(8 + self.payload.len()).expect("a short payload");
-            upper.extend(len.to_be_bytes());
-            upper.extend([0, 0]);
-            6
-        };
-        upper.extend(&self.payload);
-        let upper_len = u16::try_from(upper.len()).expect("a short packet");
-        let ethernet = [vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1], F::ETHERTYPE.to_vec()].concat();
-        let mut frame = [ethernet, F::header(self, upper_len), upper.clone()].concat();
-        let place = Upper::of(&frame);
-        let sum = checksum(&[place.pseudo_header(&frame), upper].concat());
-        let sum = if sum == 0 && self.proto == Proto::UDP { 0xffff } else { sum };
-        let at = frame.len() - usize::from(upper_len) + sum_at;
-        frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-        frame
-    }
-}
-
-/// Where a frame's transport header is, found without the datapath's parser.
-struct Upper {
-    at: usize,
-    proto: u8,
-}
-
-impl Upper {
-    fn of(frame: &[u8]) -> Self {
-        if frame[14] >> 4 == 4 {
-            return Self { at: 14 + usize::from(frame[14] & 15) * 4, proto: frame[23] };
-        }
-        let (mut at, mut proto) = (54, frame[20]);
-        while [0, 60].contains(&proto) && at + 1 < frame.len() {
-            (at, proto) = (at + 8 + usize::from(frame[at + 1]) * 8, frame[at]);
-        }
-        Self { at, proto }
-    }
-
-    fn checksum_at(&self) -> usize {
-        self.at + if self.proto == Proto::TCP.number { 16 } else { 6 }
-    }
-
-    /// RFC 9293, section 3.1, and RFC 8200, section 8.1, of which zeroes count nothing.
-    fn pseudo_header(&self, frame: &[u8]) -> Vec<u8> {
-        let addrs = if frame[14] >> 4 == 4 { &frame[26..34] } else { &frame[22..54] };
-        let len = u16::try_from(frame.len() - self.at).unwrap_or_default().to_be_bytes();
-        [addrs, &[0, self.proto], &len].concat()
-    }
-}
-
-/// The source of a frame as tests call it, and its port; `None` where it has none.
-pub fn source<F: Wire>(frame: &[u8]) -> Option<([u8; 4], u16)> {
-    end::<F>(frame, if F::VERSION == 4 { 26 } else { 22 }, 0)
-}
-
-/// The destination of a frame as tests call it, and its port; `None` where it has none.
-pub fn destination<F: Wire>(frame: &[u8]) -> Option<([u8; 4], u16)> {
-    end::<F>(frame, if F::VERSION == 4 { 30 } else { 38 }, 2)
-}
-
-fn end<F: Wire>(frame: &[u8], at: usize, port_at: usize) -> Option<([u8; 4], u16)> {
-    let addr = bytemuck::pod_read_unaligned(frame.get(at..at + size_of::<F::Addr>())?);
-    let l4 = Upper::of(frame).at + port_at;
-    let port: [u8; 2] = frame.get(l4..l4 + 2)?.try_into().ok()?;
-    (F::addr(F::name(&addr)) == addr).then(|| (F::name(&addr), u16::from_be_bytes(port)))
-}
-
-/// The Internet checksum (RFC 1071), in the plainest way.
-pub fn checksum(bytes: &[u8]) -> u16 {
-    !sum(bytes)
-}
-
-fn sum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or(0)));
-    fold(words.sum())
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    u16::try_from(sum).unwrap_or_default()
 }
 
 /// `sum - from + to` in one's complement.
@@ -220,12 +37,18 @@ pub struct FakePacket {
     pub fail_after: Option<usize>,
     /// A length that differs from that of the bytes, of a packet whose payload is not modelled.
     pub said_len: Option<usize>,
+    strayed: bool,
 }
 
 impl FakePacket {
     /// Any bytes.
     pub fn raw(bytes: Vec<u8>) -> Self {
-        Self { bytes, offload: Offload::None, complete: 0, note: 0, fail_after: None, said_len: None }
+        Self { bytes, offload: Offload::None, complete: 0, note: 0, fail_after: None, said_len: None, strayed: false }
+    }
+
+    /// Any frame, whose sum the hardware has computed.
+    pub fn summed(bytes: Vec<u8>) -> Self {
+        Self { offload: Offload::Complete, complete: sum(&bytes[14..]), ..Self::raw(bytes) }
     }
 
     /// A segment whose checksum is as `offload` says.
@@ -242,6 +65,11 @@ impl FakePacket {
             Offload::Complete => packet.complete = sum(&packet.bytes[14..]),
         }
         packet
+    }
+
+    /// Whether a write was tried that is not within the frame.
+    pub fn has_strayed(&self) -> bool {
+        self.strayed
     }
 
     /// The frame as the hardware sends it.
@@ -279,15 +107,17 @@ impl FakePacket {
         }
     }
 
-    fn field(&mut self, at: usize) -> Result<&mut [u8; 2], RewriteError> {
-        self.bytes.get_mut(at..at + 2).and_then(|field| field.try_into().ok()).ok_or(RewriteError)
+    /// Bytes to write to.
+    fn place<const N: usize>(&mut self, at: usize) -> Result<&mut [u8; N], RewriteError> {
+        self.strayed |= at + N > self.bytes.len();
+        self.bytes.get_mut(at..at + N).and_then(|place| place.try_into().ok()).ok_or(RewriteError)
     }
 
     /// As `bpf_l4_csum_replace` and `inet_proto_csum_replace4` have it.
     fn replace(&mut self, sum: Checksum, from: &[u8], to: &[u8], pseudo: bool) -> Result<(), RewriteError> {
         self.allow_write()?;
         let offload = self.offload;
-        let field = self.field(sum.at)?;
+        let field: &mut [u8; 2] = self.place(sum.at)?;
         let held = u16::from_be_bytes(*field);
         if sum.zero_is_none && held == 0 {
             return Ok(());
@@ -322,7 +152,7 @@ impl Packet for FakePacket {
 
     fn write<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), RewriteError> {
         self.allow_write()?;
-        self.bytes.get_mut(offset..offset + N).ok_or(RewriteError)?.copy_from_slice(bytes);
+        *self.place(offset)? = *bytes;
         Ok(())
     }
 
@@ -355,7 +185,7 @@ impl Packet for FakePacket {
     fn finish_checksum(&mut self, at: usize, pseudo: u16, whole: u16) -> Result<(), RewriteError> {
         self.allow_write()?;
         let offload = self.offload;
-        let field = self.field(at)?;
+        let field: &mut [u8; 2] = self.place(at)?;
         assert_eq!(u16::from_be_bytes(*field), pseudo);
         if offload != Offload::Partial {
             *field = (!whole).to_be_bytes();

@@ -1,6 +1,9 @@
 //! A small cluster for the tests: services of four backends each, at fixed addresses.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod cases;
+pub mod checksums;
+
 use affinity_common::abi::affinity::AffinityKey;
 use affinity_common::abi::backends::{Backend, BackendKey, ELIGIBLE};
 use affinity_common::abi::conntrack::ConntrackKey;
