@@ -1,4 +1,5 @@
-//! The kube-apiserver and etcd of the API tests: from `KUBEBUILDER_ASSETS`, from the cache, or built into it once.
+//! Kubernetes' own programs, for the API tests and the cluster: from `KUBEBUILDER_ASSETS`, from the cache, or built into it
+//! once, program by program.
 
 use std::{
     env, fs,
@@ -17,25 +18,83 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{machine, process, say, workspace};
 
-/// The environment variable that names the directory with the two programs.
+/// The environment variable that names a directory with the programs of the API tests.
 pub const VARIABLE: &str = "KUBEBUILDER_ASSETS";
-const PROGRAMS: [&str; 2] = ["etcd", "kube-apiserver"];
 /// How often a build says that it is still going on where there is no terminal for a spinner.
 const HEARTBEAT: Duration = Duration::from_mins(1);
 
-/// The directory with the two programs, or what is on the way to it.
+/// A program that is built from Go modules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Program {
+    name: &'static str,
+    package: &'static str,
+    module: Module,
+}
+
+/// Whose requirements fix a program's version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Module {
+    /// `tests/kubernetes`.
+    Kubernetes,
+    /// `tests/kubernetes/coredns`, which requires other versions of the same modules.
+    CoreDns,
+}
+
+const fn kubernetes(name: &'static str, package: &'static str) -> Program {
+    Program { name, package, module: Module::Kubernetes }
+}
+
+/// In the order in which they are built: the API tests are the first to wait.
+const PROGRAMS: [Program; 8] = [
+    kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+    kubernetes("etcd", "go.etcd.io/etcd/server/v3"),
+    kubernetes("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+    kubernetes("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+    kubernetes("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+    kubernetes("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+    kubernetes("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
+    Program { name: "coredns", package: "github.com/coredns/coredns", module: Module::CoreDns },
+];
+
+/// Who needs which of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// The API tests.
+    Api,
+    /// The cluster.
+    Cluster,
+}
+
+impl Set {
+    fn programs(self) -> &'static [Program] {
+        match self {
+            Self::Api => &PROGRAMS[..2],
+            Self::Cluster => &PROGRAMS,
+        }
+    }
+
+    fn users(self) -> &'static str {
+        match self {
+            Self::Api => "the API tests",
+            Self::Cluster => "the cluster",
+        }
+    }
+}
+
+/// The programs, or what is on the way to them.
 pub enum Assets {
-    /// They are there.
-    Ready(PathBuf),
-    /// They are being built, at low priority, beside everything else.
-    Building(Build),
+    /// Those of a [`Set`] and maybe others are in the cache, or are being built into it, at low priority, beside everything
+    /// else.
+    Cached(Cache, Option<Build>),
+    /// Those of the API tests are there by the choice of whoever runs us.
+    Given(PathBuf),
     /// They are not there and cannot be built, and why.
     Missing(String),
 }
 
 /// A build in the background.
 pub struct Build {
-    thread: JoinHandle<Result<PathBuf>>,
+    thread: JoinHandle<Result<()>>,
     /// Packages compiled so far.
     compiled: Arc<AtomicUsize>,
     started: Instant,
@@ -43,116 +102,195 @@ pub struct Build {
 
 impl Assets {
     /// Finds the programs, or begins to build them.
-    pub fn find_or_build() -> Self {
-        find_or_build().unwrap_or_else(|error| Self::Missing(format!("{error:#}")))
+    pub fn find_or_build(set: Set) -> Self {
+        find_or_build(set).unwrap_or_else(|error| Self::Missing(format!("{error:#}")))
     }
 
-    /// The directory with the programs; waits for their build.
-    pub fn directory(&mut self) -> Result<PathBuf> {
-        let done = match std::mem::replace(self, Self::Missing(String::new())) {
-            Self::Building(build) => build.wait(),
-            Self::Ready(directory) => Ok(directory),
-            Self::Missing(why) => Err(anyhow!(why)),
+    /// The directory with Kubernetes' programs of the set; waits for their build.
+    pub fn directory(&mut self, set: Set) -> Result<PathBuf> {
+        let error = match self {
+            Self::Given(directory) => return Ok(directory.clone()),
+            Self::Missing(why) => bail!("{why}"),
+            Self::Cached(cache, build) => match wait(cache, build, set) {
+                Ok(()) => return Ok(cache.kubernetes.clone()),
+                Err(error) => error,
+            },
         };
-        *self = match &done {
-            Ok(directory) => Self::Ready(directory.clone()),
-            Err(error) => Self::Missing(format!("{error:#}")),
-        };
-        done
+        *self = Self::Missing(format!("{error:#}"));
+        Err(error)
+    }
+
+    /// Where `CoreDNS` is, once [`Assets::directory`] has waited for the cluster's programs.
+    pub fn coredns(&self) -> Result<PathBuf> {
+        match self {
+            Self::Cached(cache, _) => Ok(cache.coredns.join("coredns")),
+            Self::Given(_) | Self::Missing(_) => bail!("no CoreDNS was built"),
+        }
     }
 }
 
-fn find_or_build() -> Result<Assets> {
-    if let Some(directory) = env::var_os(VARIABLE) {
+/// Where the programs are kept, by their versions.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    kubernetes: PathBuf,
+    coredns: PathBuf,
+    version: String,
+}
+
+impl Cache {
+    /// By the versions that this checkout requires, whether they are there or not.
+    pub fn find() -> Result<Self> {
+        let module = Module::Kubernetes.directory();
+        let (kubernetes, etcd) =
+            (required(&module, "k8s.io/kubernetes")?, required(&module, "go.etcd.io/etcd/server/v3")?);
+        let coredns = required(&Module::CoreDns.directory(), "github.com/coredns/coredns")?;
+        let cache = workspace::cache()?;
+        Ok(Self {
+            kubernetes: cache.join(format!("kubernetes/{kubernetes}-etcd-{etcd}")),
+            coredns: cache.join(format!("coredns/{coredns}")),
+            version: kubernetes,
+        })
+    }
+
+    /// The directory of Kubernetes' own programs and of etcd.
+    pub fn kubernetes(&self) -> &Path {
+        &self.kubernetes
+    }
+
+    fn path(&self, program: Program) -> PathBuf {
+        let directory = match program.module {
+            Module::Kubernetes => &self.kubernetes,
+            Module::CoreDns => &self.coredns,
+        };
+        directory.join(program.name)
+    }
+
+    fn missing(&self, set: Set) -> Vec<Program> {
+        let missing = |program: &Program| !machine::is_executable(&self.path(*program));
+        set.programs().iter().copied().filter(missing).collect()
+    }
+}
+
+impl Module {
+    fn directory(self) -> PathBuf {
+        let module = workspace::root().join("tests/kubernetes");
+        match self {
+            Self::Kubernetes => module,
+            Self::CoreDns => module.join("coredns"),
+        }
+    }
+}
+
+fn find_or_build(set: Set) -> Result<Assets> {
+    if set == Set::Api
+        && let Some(directory) = env::var_os(VARIABLE)
+    {
         // The suites run in a directory of their own.
         let directory = path::absolute(directory).context(VARIABLE)?;
-        if let Some(missing) = missing(&directory) {
-            bail!("{VARIABLE} is {}, which has no {missing}", directory.display());
+        let missing = set.programs().iter().find(|program| !machine::is_executable(&directory.join(program.name)));
+        if let Some(missing) = missing {
+            bail!("{VARIABLE} is {}, which has no {}", directory.display(), missing.name);
         }
-        return Ok(Assets::Ready(directory));
+        return Ok(Assets::Given(directory));
     }
-    let module = workspace::root().join("tests/kubernetes");
-    let file = module.join("go.mod");
-    let requirements = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    let version = |name| version(&requirements, name).with_context(|| format!("{} requires no {name}", file.display()));
-    let (kubernetes, etcd) = (version("k8s.io/kubernetes")?, version("go.etcd.io/etcd/server/v3")?);
-    let cached = workspace::cache()?.join(format!("kubernetes/{kubernetes}-etcd-{etcd}"));
-    if missing(&cached).is_none() {
-        return Ok(Assets::Ready(cached));
+    let cache = Cache::find()?;
+    let missing = cache.missing(set);
+    if missing.is_empty() {
+        return Ok(Assets::Cached(cache, None));
     }
     let go =
         machine::find_program("go").or_else(|| Some("/usr/local/go/bin/go".into()).filter(|go: &PathBuf| go.is_file()));
+    let names = missing.iter().map(|program| program.name).collect::<Vec<_>>().join(", ");
     let go = go.with_context(|| {
-        format!("no kube-apiserver and etcd: set {VARIABLE} to their directory, or install Go (https://go.dev/dl) to build them")
+        format!("{} need {names}: install Go (https://go.dev/dl) to build them from their modules", set.users())
     })?;
     say::progress(
         "Building",
         &format!(
-            "kube-apiserver {kubernetes} and etcd {etcd} beside the tests: about 10 minutes, once ({})",
-            cached.display()
+            "{names} of Kubernetes {} for {}: up to {} minutes, once ({})",
+            cache.version,
+            set.users(),
+            if set == Set::Api { 10 } else { 15 },
+            cache.kubernetes.display()
         ),
     );
     let compiled = Arc::new(AtomicUsize::new(0));
-    let flags = linker_flags(&kubernetes);
-    let counter = compiled.clone();
-    let thread = thread::spawn(move || build(&go, &module, &flags, &cached, &counter));
-    Ok(Assets::Building(Build { thread, compiled, started: Instant::now() }))
+    let thread = thread::spawn({
+        let (cache, compiled) = (cache.clone(), compiled.clone());
+        move || missing.into_iter().try_for_each(|program| build(&go, &cache, program, &compiled))
+    });
+    Ok(Assets::Cached(cache, Some(Build { thread, compiled, started: Instant::now() })))
 }
 
-impl Build {
-    fn wait(self) -> Result<PathBuf> {
-        let bar = say::spinner("building kube-apiserver and etcd");
-        let mut said = Instant::now();
-        while !self.thread.is_finished() {
-            let compiled = self.compiled.load(Ordering::Relaxed);
-            bar.set_message(format!("{compiled} packages compiled"));
-            if !stderr().is_terminal() && said.elapsed() > HEARTBEAT {
-                said = Instant::now();
-                let since = say::duration(self.started.elapsed());
-                say::progress("Waiting", &format!("for kube-apiserver: {compiled} packages compiled in {since}"));
-            }
-            thread::sleep(Duration::from_millis(200));
+/// Waits until the set's programs are in the cache.
+fn wait(cache: &Cache, build: &mut Option<Build>, set: Set) -> Result<()> {
+    let bar = say::spinner("building Kubernetes' programs");
+    let mut said = Instant::now();
+    loop {
+        let missing = cache.missing(set);
+        let Some(first) = missing.first() else {
+            bar.finish_and_clear();
+            return Ok(());
+        };
+        let running = build.take_if(|build| build.thread.is_finished());
+        if let Some(ended) = running {
+            bar.finish_and_clear();
+            ended.thread.join().map_err(|_| anyhow!("the build of {} panicked", first.name))??;
+            // All are there now, or were never asked for.
+            return match cache.missing(set).first() {
+                None => Ok(()),
+                Some(missing) => Err(anyhow!("{} is gone from the cache again", missing.name)),
+            };
         }
-        bar.finish_and_clear();
-        self.thread.join().map_err(|_| anyhow!("the build of kube-apiserver panicked"))?
+        let build = build.as_ref().with_context(|| format!("{} was not asked to be built", first.name))?;
+        let compiled = build.compiled.load(Ordering::Relaxed);
+        bar.set_message(format!("{}: {compiled} packages compiled", first.name));
+        if !stderr().is_terminal() && said.elapsed() > HEARTBEAT {
+            said = Instant::now();
+            let since = say::duration(build.started.elapsed());
+            say::progress("Waiting", &format!("for {}: {compiled} packages compiled in {since}", first.name));
+        }
+        thread::sleep(Duration::from_millis(200));
     }
 }
 
-/// Builds into a directory of our own, so that two checkouts that do so at a time do not meet.
-fn build(go: &Path, module: &Path, flags: &str, cached: &Path, compiled: &AtomicUsize) -> Result<PathBuf> {
+/// Builds one program beside its place and renames it there, so that two checkouts that do so at a time do not meet.
+fn build(go: &Path, cache: &Cache, program: Program, compiled: &AtomicUsize) -> Result<()> {
+    let path = cache.path(program);
+    if machine::is_executable(&path) {
+        // Another checkout was quicker.
+        return Ok(());
+    }
     let started = Instant::now();
-    let new = cached.with_added_extension(format!("new-{}", std::process::id()));
-    fs::create_dir_all(&new).with_context(|| new.display().to_string())?;
-    let result =
-        compile(go, module, "k8s.io/kubernetes/cmd/kube-apiserver", flags, &new.join("kube-apiserver"), compiled)
-            .and_then(|()| compile(go, module, "go.etcd.io/etcd/server/v3", "-s -w", &new.join("etcd"), compiled));
-    if let Err(error) = result {
-        let _ = fs::remove_dir_all(&new);
-        return Err(error);
+    let directory = path.parent().context("a program has no directory")?;
+    fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    let new = path.with_added_extension(format!("new-{}", std::process::id()));
+    let built = compile(go, cache, program, &new, compiled)
+        .and_then(|()| fs::rename(&new, &path).with_context(|| path.display().to_string()));
+    if built.is_err() {
+        let _ = fs::remove_file(&new);
+    } else {
+        say::progress("Built", &format!("{} in {}", program.name, say::duration(started.elapsed())));
     }
-    if fs::rename(&new, cached).is_err() {
-        // Another checkout was quicker, or half of it was there.
-        if missing(cached).is_some() {
-            fs::remove_dir_all(cached).with_context(|| cached.display().to_string())?;
-            fs::rename(&new, cached).with_context(|| cached.display().to_string())?;
-        } else {
-            fs::remove_dir_all(&new).with_context(|| new.display().to_string())?;
-        }
-    }
-    say::progress("Finished", &format!("kube-apiserver and etcd in {}", say::duration(started.elapsed())));
-    Ok(cached.to_owned())
+    built
 }
 
-fn compile(go: &Path, module: &Path, package: &str, flags: &str, output: &Path, compiled: &AtomicUsize) -> Result<()> {
+fn compile(go: &Path, cache: &Cache, program: Program, output: &Path, compiled: &AtomicUsize) -> Result<()> {
+    let flags = if program.package.starts_with("k8s.io/kubernetes/cmd/") {
+        linker_flags(&cache.version)
+    } else {
+        "-s -w".to_owned()
+    };
     let mut command = Command::new("nice");
-    command.args(["-n", "10"]).arg(go).args(["build", "-v", "-ldflags", flags, "-o"]).arg(output).arg(package);
-    command.env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false -trimpath -mod=readonly").current_dir(module);
+    command.args(["-n", "10"]).arg(go).args(["build", "-v", "-ldflags", &flags, "-o"]).arg(output).arg(program.package);
+    command.env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false -trimpath -mod=readonly");
+    command.current_dir(program.module.directory());
     process::watched(command, |_| {
         compiled.fetch_add(1, Ordering::Relaxed);
     })
 }
 
-/// What `kube-apiserver --version` and `/version` tell, as Kubernetes' own build sets it.
+/// What a program's `--version` and the API server's `/version` tell, as Kubernetes' own build sets it.
 fn linker_flags(version: &str) -> String {
     let mut numbers = version.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
@@ -160,6 +298,13 @@ fn linker_flags(version: &str) -> String {
     let packages = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
     let set = packages.map(|package| values.map(|(name, value)| format!("-X {package}.{name}={value}")).join(" "));
     format!("-s -w {}", set.join(" "))
+}
+
+/// The version of a module that the go.mod in the directory requires.
+fn required(directory: &Path, module: &str) -> Result<String> {
+    let file = directory.join("go.mod");
+    let requirements = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    version(&requirements, module).with_context(|| format!("{} requires no {module}", file.display()))
 }
 
 /// The version of a module in the requirements of a go.mod.
@@ -171,10 +316,6 @@ fn version(requirements: &str, module: &str) -> Option<String> {
             (words.next()? == module).then(|| words.next().filter(|version| version.starts_with('v'))).flatten()
         })
         .map(str::to_owned)
-}
-
-fn missing(directory: &Path) -> Option<&'static str> {
-    PROGRAMS.into_iter().find(|program| !machine::is_executable(&directory.join(program)))
 }
 
 #[cfg(test)]
@@ -201,10 +342,21 @@ mod tests {
     }
 
     #[test]
-    fn the_checkout_requires_both() {
-        let file = workspace::root().join("tests/kubernetes/go.mod");
-        let requirements = fs::read_to_string(file).expect("go.mod is there");
-        assert!(version(&requirements, "k8s.io/kubernetes").is_some());
-        assert!(version(&requirements, "go.etcd.io/etcd/server/v3").is_some());
+    fn the_checkout_requires_every_program() {
+        Cache::find().expect("the modules require what is built");
+        for program in PROGRAMS {
+            let file = program.module.directory().join("go.mod");
+            let requirements = fs::read_to_string(file).expect("go.mod is there");
+            assert!(requirements.lines().any(|line| line.trim_start_matches("tool").trim() == program.package));
+        }
+    }
+
+    #[test]
+    fn a_set_is_built_before_those_that_need_more() {
+        assert_eq!(
+            Set::Api.programs().iter().map(|program| program.name).collect::<Vec<_>>(),
+            ["kube-apiserver", "etcd"]
+        );
+        assert!(Set::Cluster.programs().iter().any(|program| program.name == "coredns"));
     }
 }

@@ -1,8 +1,9 @@
 //! `cargo xtask build`: the BPF object, and the one binary that carries it.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -94,6 +95,40 @@ pub fn binaries<const N: usize>(wanted: [(&str, &str); N], profile: Profile) -> 
     Ok(paths)
 }
 
+/// Compiles the object, and the `affinity` binary so that it needs no library of the system's: by musl where the compiler
+/// has that target, else with glibc in it. The same sources give the same bytes in whatever directory they are.
+pub fn static_daemon() -> Result<PathBuf> {
+    object()?;
+    let target = static_target()?;
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    // The later one wins, and a cargo home may lie in a checkout.
+    let places = [(Some(workspace::root().to_owned()), "/affinity"), (cargo::home(), "/cargo")];
+    for (from, to) in places {
+        flags.extend(from.map(|from| format!("--remap-path-prefix={}={to}", from.display())));
+    }
+    let mut cargo = cargo::host();
+    // cargo keeps these from build scripts and macros where a target is named.
+    cargo.args(["build", "--locked", "--profile", Profile::Release.name(), "--target", &target]);
+    cargo.args(["--package", DAEMON.0, "--bin", DAEMON.1, "--message-format", "json-render-diagnostics"]);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    if target.ends_with("-musl") {
+        cargo.env(format!("CC_{}", target.replace('-', "_")), "gcc");
+    }
+    let built = artifacts::executables(&process::capture(cargo)?);
+    let daemon = built.into_iter().find(|executable| executable.name == DAEMON.1);
+    daemon.map(|executable| executable.path).context("affinity-user has no binary `affinity`")
+}
+
+fn static_target() -> Result<String> {
+    let arch = env::consts::ARCH;
+    let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args(["--print", "sysroot"]).current_dir(workspace::root());
+    let sysroot = PathBuf::from(process::capture(rustc)?.trim());
+    let musl = format!("{arch}-unknown-linux-musl");
+    let has_musl = sysroot.join("lib/rustlib").join(&musl).join("lib").is_dir();
+    Ok(if has_musl { musl } else { format!("{arch}-unknown-linux-gnu") })
+}
+
 fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     let content = fs::read(from).with_context(|| from.display().to_string())?;
     if fs::read(to).is_ok_and(|present| present == content) {
@@ -107,7 +142,8 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     fs::rename(&new, to).with_context(|| to.display().to_string())
 }
 
-fn size(bytes: u64) -> String {
+/// A size as people say it.
+pub fn size(bytes: u64) -> String {
     match bytes {
         0..1024 => format!("{bytes} B"),
         1024..1_048_576 => format!("{} KiB", bytes / 1024),
@@ -128,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_file_is_written_only_where_its_content_changes() -> Result<()> {
-        let directory = std::env::temp_dir().join(format!("affinity-xtask-{}", std::process::id()));
+        let directory = env::temp_dir().join(format!("affinity-xtask-{}", std::process::id()));
         fs::create_dir_all(&directory)?;
         let (from, to) = (directory.join("from"), directory.join("deeper/to"));
         fs::write(&from, "one")?;

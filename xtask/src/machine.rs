@@ -87,6 +87,13 @@ pub fn apt_install(packages: &[&str]) -> Result<()> {
     apt(&[&["install", "-y", "--no-install-recommends"], packages].concat(), "apt-get install")
 }
 
+/// Installs the packages of those programs that are not there.
+pub fn install_missing(tools: &[(&str, &str)]) -> Result<()> {
+    let missing = tools.iter().filter(|(program, _)| find_program(program).is_none());
+    let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    if packages.is_empty() { Ok(()) } else { apt_install(&packages) }
+}
+
 /// Has sudo ask for its password now, rather than behind a spinner.
 fn ask_for_root() -> Result<()> {
     if Uid::effective().is_root() {

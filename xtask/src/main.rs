@@ -6,7 +6,10 @@ mod bench;
 mod build;
 mod cargo;
 mod cases;
+mod cluster;
+mod image;
 mod kernel;
+mod kind;
 mod machine;
 mod outcome;
 mod process;
@@ -35,9 +38,12 @@ struct Cli {
 enum Verb {
     Setup(setup::Args),
     Build(build::Args),
+    Image(image::Args),
     Test(test::Args),
     Run(run::Args),
     Bench(bench::Args),
+    Cluster(cluster::Args),
+    Kind(kind::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,9 +51,12 @@ fn main() -> ExitCode {
     let done = process::end_children_on_interrupt().and_then(|()| match cli.verb {
         Verb::Setup(args) => setup::verb(&args),
         Verb::Build(args) => build::verb(&args),
+        Verb::Image(args) => image::verb(&args),
         Verb::Test(args) => test::verb(&args),
         Verb::Run(args) => run::verb(args),
         Verb::Bench(args) => bench::verb(args),
+        Verb::Cluster(args) => cluster::verb(args),
+        Verb::Kind(args) => kind::verb(&args),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

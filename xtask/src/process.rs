@@ -31,6 +31,8 @@ const TAIL: usize = 40;
 
 static CHILDREN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// What is left to do when we are interrupted.
+static CLEANUPS: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
 
 /// From here on Ctrl-C, SIGTERM and SIGHUP end our children and what these have started, then us.
 pub fn end_children_on_interrupt() -> Result<()> {
@@ -42,10 +44,19 @@ pub fn end_children_on_interrupt() -> Result<()> {
             thread::sleep(Duration::from_millis(20));
         }
         signal_children(Signal::SIGKILL);
+        // They start programs of their own; whoever waits for one of ours stays parked.
+        let cleanups = std::mem::take(&mut *CLEANUPS.lock().unwrap_or_else(PoisonError::into_inner));
+        cleanups.into_iter().rev().for_each(|cleanup| cleanup());
         eprintln!("interrupted");
         std::process::exit(130);
     })
     .context("installing the handler of Ctrl-C")
+}
+
+/// From here on this is done, too, when we are interrupted, after our children have ended. It starts programs by
+/// [`Command`] itself: everything here waits for our own end from then on.
+pub fn on_interrupt(cleanup: fn()) {
+    CLEANUPS.lock().unwrap_or_else(PoisonError::into_inner).push(cleanup);
 }
 
 /// Runs the command with our own standard streams.

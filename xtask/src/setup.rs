@@ -46,7 +46,5 @@ pub fn toolchain() -> Result<Toolchain> {
 
 /// Finds or installs what the tests start.
 pub fn tools() -> Result<()> {
-    let missing = TOOLS.iter().filter(|(program, _)| machine::find_program(program).is_none());
-    let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
-    if packages.is_empty() { Ok(()) } else { machine::apt_install(&packages) }
+    machine::install_missing(&TOOLS)
 }

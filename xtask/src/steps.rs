@@ -11,6 +11,9 @@ const API_SUITES: [&str; 2] = ["api", "lab_api"];
 /// What `--without` and the arguments call all steps that need the API server.
 pub const API: &str = "api";
 
+/// The step that runs on a real cluster.
+pub const CLUSTER: &str = "cluster";
+
 /// The kernel that the suites of [`Action::Kernel`] run on, beside this machine's: the oldest that is supported.
 pub const KERNEL: &str = "6.1";
 /// Those suites.
@@ -48,6 +51,8 @@ pub enum Action {
     Kernel,
     /// Compiles the demonstration as whoever we are, and does its tour as root.
     Demo,
+    /// Builds the image, and runs the core of the cluster's suite on a cluster of its own, as root.
+    Cluster,
 }
 
 /// All steps: the quick ones first, and last those that wait for the API server to be built.
@@ -106,6 +111,7 @@ fn list(suite_files: &[String]) -> Vec<Step> {
     steps.push(after(&format!("kernel-{KERNEL}"), Action::Kernel));
     steps.push(after("demo", Action::Demo));
     steps.extend(with_api.iter().map(|name| Step { needs_api: true, ..after(name, Action::Suite) }));
+    steps.push(after(CLUSTER, Action::Cluster));
     steps
 }
 
@@ -156,7 +162,7 @@ mod tests {
     #[test]
     fn every_suite_is_a_step_and_those_with_an_api_server_come_last() {
         let steps = steps();
-        assert_eq!(names(&steps)[10..], ["lab", "packet", "kernel-6.1", "demo", "api", "lab_api"]);
+        assert_eq!(names(&steps)[10..], ["lab", "packet", "kernel-6.1", "demo", "api", "lab_api", "cluster"]);
         assert!(steps.iter().filter(|step| step.needs_api).all(|step| step.action == Action::Suite));
     }
 

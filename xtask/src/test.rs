@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI holds the project to, by one command.
 
 use std::{
+    env,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
@@ -10,10 +11,11 @@ use anyhow::{Context as _, Result, anyhow};
 
 use crate::{
     artifacts,
-    assets::{self, Assets},
+    assets::{self, Assets, Set},
     build::{self, Profile},
     cargo,
     cases::{Cases, Ran},
+    cluster::Cluster,
     kernel, machine,
     outcome::{self, Counts, Outcome, Report},
     process, say, setup,
@@ -24,9 +26,10 @@ use crate::{
 /// Run every check and test; install what they need
 ///
 /// The steps: fmt, build, clippy, clippy-bpf, doc, deny, common, user, harness, xtask, the suites of tests/tests (each by
-/// its file's name), kernel-6.1 (suites on the oldest kernel that is supported, in a virtual machine) and demo. The API
-/// tests run the kube-apiserver and etcd of `KUBEBUILDER_ASSETS`, or build them once, which takes about ten minutes, into
-/// ~/.cache/affinity. The last line of the output sums all test cases up.
+/// its file's name), kernel-6.1 (suites on the oldest kernel that is supported, in a virtual machine), demo, and cluster (the
+/// core of `cargo xtask cluster test`). The API tests run the kube-apiserver and etcd of `KUBEBUILDER_ASSETS`, or build them
+/// once, and the cluster's programs too, which takes about 15 minutes, into ~/.cache/affinity. The last line of the output
+/// sums all test cases up.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask test                # everything\n  \
                         cargo xtask test packet lab     # these steps only\n  \
@@ -57,9 +60,15 @@ pub fn verb(args: &Args) -> Result<()> {
     let steps = steps::select(steps, only);
     let is_left_out = |step: &Step| args.without.iter().any(|name| step.is_called(name));
     setup::tools()?;
-    let mut run = Run { assets: None, daemon: None };
-    if steps.iter().any(|step| step.needs_api && !is_left_out(step)) {
-        run.assets = Some(Assets::find_or_build());
+    let wanted = |needs: fn(&Step) -> bool| steps.iter().any(|step| needs(step) && !is_left_out(step));
+    let mut run = Run { api: None, cluster: None, daemon: None };
+    let cluster = wanted(|step| step.action == Action::Cluster);
+    if cluster {
+        run.cluster = Some(Assets::find_or_build(Set::Cluster));
+    }
+    // The cluster's are those of the API tests, too, unless these are to run others.
+    if wanted(|step| step.needs_api) && (!cluster || env::var_os(assets::VARIABLE).is_some()) {
+        run.api = Some(Assets::find_or_build(Set::Api));
     }
     let mut outcomes: Vec<Outcome> = Vec::new();
     for step in &steps {
@@ -106,8 +115,10 @@ fn cases(outcomes: &[Outcome], whole: bool) -> Outcome {
 
 /// What the steps share.
 struct Run {
-    /// kube-apiserver and etcd, where a step needs them.
-    assets: Option<Assets>,
+    /// kube-apiserver and etcd, where a step needs them and they are not the cluster's.
+    api: Option<Assets>,
+    /// The cluster's programs, where a step needs them.
+    cluster: Option<Assets>,
     /// The `affinity` binary, once it is built.
     daemon: Option<PathBuf>,
 }
@@ -171,8 +182,8 @@ impl Run {
                 let package = workspace::root().join("tests");
                 suite.env("CARGO_MANIFEST_DIR", &package).current_dir(package);
                 if step.needs_api {
-                    let assets = self.assets.as_mut().context("no API server was looked for")?;
-                    suite.env(assets::VARIABLE, assets.directory()?);
+                    let assets = self.api.as_mut().or(self.cluster.as_mut()).context("no API server was looked for")?;
+                    suite.env(assets::VARIABLE, assets.directory(Set::Api)?);
                 }
                 counted(machine::as_root(suite)?)?
             }
@@ -183,6 +194,15 @@ impl Run {
                 let mut tour = suites::command(&demo, daemon);
                 tour.arg("--once");
                 Ended::Whole(process::run(machine::as_root(tour)?))
+            }
+            Action::Cluster => {
+                let assets = self.cluster.as_mut().context("the cluster's programs were not looked for")?;
+                let cluster = Cluster::prepare(assets)?;
+                let suite = machine::as_root(cluster.suite(true)?)?;
+                let running = cluster.up_for_now(false)?;
+                let ended = counted(suite)?;
+                running.end()?;
+                ended
             }
         })
     }

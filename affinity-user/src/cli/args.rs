@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::loader::{PIN_DIR, Sizes};
+use crate::sources::kubernetes::access::KUBELET_KUBECONFIG;
 use crate::status::STATE_DIR;
 use affinity_common::abi::lifetimes::Lifetimes;
 use affinity_common::types::Seconds;
@@ -77,6 +78,12 @@ pub(super) enum Verb {
                             affinity status -o json | jq .rejected"
     )]
     Status,
+    /// Mount the BPF file system where the node has none, so that what is pinned there outlives a pod
+    #[command(
+        after_help = "`run` does so, too; in a pod that mount would end with it, unless it is made where mounts are \
+                            propagated.\n\nExamples:\n  affinity mount"
+    )]
+    Mount,
     /// Detach everything and remove every trace from the node
     #[command(after_help = "Established connections to services break, and clients are given new pods when a daemon \
                             starts again.\nEnd the daemon first.\n\nExamples:\n  affinity cleanup")]
@@ -162,6 +169,13 @@ pub(super) struct RunArgs {
     /// Follow the API server of this kubeconfig's current context
     #[arg(long, value_name = "FILE", conflicts_with = "source_dir")]
     pub kubeconfig: Option<PathBuf>,
+    /// Where the API server is, in a pod, whose `kubernetes` service nobody serves yet; by default the
+    /// `KUBERNETES_SERVICE_HOST` of its manifest, or else where the node's kubelet finds it
+    #[arg(long, value_name = "URL", conflicts_with_all = ["kubeconfig", "source_dir"])]
+    pub api_server: Option<http::Uri>,
+    /// The kubelet's kubeconfig, for the address in it
+    #[arg(long, value_name = "FILE", default_value = KUBELET_KUBECONFIG)]
+    pub kubelet_kubeconfig: PathBuf,
     /// Follow the objects in the YAML files of a directory instead
     #[arg(long, value_name = "DIR")]
     pub source_dir: Option<PathBuf>,

@@ -9,6 +9,7 @@ use std::io;
 
 use anyhow::Result;
 
+use crate::loader;
 pub use args::Cli;
 use args::{BackendVerb, ConntrackVerb, ServiceVerb, SessionVerb, Verb};
 
@@ -32,6 +33,7 @@ pub fn execute(cli: Cli) -> Result<()> {
         }
         Verb::Monitor => show::monitor(&common),
         Verb::Status => show::status(&common),
+        Verb::Mount => Ok(loader::mount(&common.pin_dir)?),
         Verb::Cleanup => show::cleanup(&common),
     };
     match done {

@@ -11,6 +11,7 @@ use crate::daemon::{self, Sockets, Source};
 use crate::loader::attach::AttachMode;
 use crate::loader::{self, Sizes};
 use crate::sockets::keeper;
+use crate::sources::kubernetes::access::Places;
 use crate::sources::kubernetes::{self, Access};
 
 pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
@@ -29,7 +30,10 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
             access: Access::Kubeconfig(file),
             ..kubernetes::Options::default()
         }),
-        (None, None) => Source::Kubernetes(kubernetes::Options::default()),
+        (None, None) => Source::Kubernetes(kubernetes::Options {
+            access: Access::Infer(Places { api_server: args.api_server, kubelet: args.kubelet_kubeconfig }),
+            ..kubernetes::Options::default()
+        }),
     };
     let options = daemon::Options {
         node_name: args.node_name.map_or_else(host_name, Ok)?,

@@ -31,6 +31,7 @@ use cgroup::CgroupAttachment;
 pub use cleanup::cleanup;
 pub use error::LoadError;
 pub use maps::Sizes;
+pub use preflight::mount_bpffs as mount;
 pub use touch::Touch;
 
 /// Where everything is pinned unless told otherwise.

@@ -56,7 +56,10 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 /// Sees to it that the pin directory lies in a BPF file system: mounts one on its parent where there is none.
-fn mount_bpffs(pin_dir: &Path) -> Result<(), LoadError> {
+///
+/// # Errors
+/// Where it can't be mounted.
+pub fn mount_bpffs(pin_dir: &Path) -> Result<(), LoadError> {
     // The nearest directory that exists decides.
     let existing = pin_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     if statfs(existing).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {

@@ -6,6 +6,7 @@
 //!
 //! Each kind is followed on its own: one that may not be listed, or is not answered, holds up no other.
 
+pub mod access;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+
+use access::Places;
 
 use super::{BACKLOG, Health, SourceError, SourceEvent, convert, trimmed};
 use crate::model::{Kind, ObjectName, Problem};
@@ -52,8 +55,8 @@ pub struct Options {
 /// Where the API server is.
 #[derive(Clone)]
 pub enum Access {
-    /// By `KUBECONFIG` or `~/.kube/config`, else by the service account of the pod that this runs in.
-    Infer,
+    /// By `KUBECONFIG` or `~/.kube/config`, else by the service account of the pod that this runs in: see [`access`].
+    Infer(Places),
     /// By this kubeconfig's current context.
     Kubeconfig(PathBuf),
     /// By a client that was made elsewhere.
@@ -78,7 +81,7 @@ pub enum Listing {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            access: Access::Infer,
+            access: Access::Infer(Places::default()),
             listing: Listing::Stream,
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
@@ -91,7 +94,7 @@ impl Default for Options {
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Infer => f.write_str("Infer"),
+            Self::Infer(places) => f.debug_tuple("Infer").field(places).finish(),
             Self::Kubeconfig(path) => f.debug_tuple("Kubeconfig").field(path).finish(),
             Self::Client { url, .. } => f.debug_struct("Client").field("url", url).finish_non_exhaustive(),
         }
@@ -395,19 +398,21 @@ fn is_no_stream(error: &watcher::Error) -> bool {
 }
 
 async fn connect(options: &Options) -> Result<(Client, String), SourceError> {
-    let mut config = match &options.access {
+    let (mut config, url) = match &options.access {
         Access::Client { client, url } => return Ok((client.clone(), url.clone())),
-        Access::Infer => Config::infer().await.map_err(|source| SourceError::NoCluster(Box::new(source)))?,
+        Access::Infer(places) => access::infer(places).await?,
         Access::Kubeconfig(path) => {
             let unusable = |source| SourceError::Kubeconfig { path: path.clone(), source: Box::new(source) };
             let kubeconfig = Kubeconfig::read_from(path).map_err(unusable)?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(unusable)?
+            let options = KubeConfigOptions::default();
+            let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(unusable)?;
+            let url = config.cluster_url.to_string();
+            (config, url)
         }
     };
     config.read_timeout = Some(options.silence_max);
     // Retries are made, and told of, here.
     config.default_retry = false;
-    let url = config.cluster_url.to_string();
     match Client::try_from(config) {
         Ok(client) => Ok((client, url)),
         Err(source) => Err(SourceError::Client { url, source: Box::new(source) }),

@@ -74,8 +74,11 @@ pub enum SourceError {
         source: Box<kube::config::KubeconfigError>,
     },
     /// Neither a kubeconfig nor a service account of a cluster was found.
-    #[error("no cluster to talk to: give --kubeconfig FILE, or run as a pod ({})", in_full(.0))]
-    NoCluster(#[source] Box<kube::config::InferConfigError>),
+    #[error("no cluster to talk to: give --kubeconfig FILE or --api-server URL, or run as a pod (tried {tried})")]
+    NoCluster {
+        /// Where it was looked for.
+        tried: kubernetes::access::Tried,
+    },
     /// No client can be made of the configuration.
     #[error("{url}: {}", in_full(source))]
     Client {

@@ -16,10 +16,15 @@ fn find_in(mounts: &str) -> Option<PathBuf> {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
         let (root, point) = (fields.next()?, fields.next()?);
-        file_system.starts_with("cgroup2 ").then(|| (root.len(), unescaped(point)))
+        file_system.starts_with("cgroup2 ").then(|| (depth(root), unescaped(point)))
     });
-    // What is mounted is the hierarchy's root, or some cgroup below it.
     found.min_by_key(|(depth, _)| *depth).map(|(_, point)| point)
+}
+
+/// How far below our cgroup namespace's root a mount's root is. A container that has the node's hierarchy mounted, too, sees
+/// the root of that above its own, as `/../..`.
+fn depth(root: &str) -> isize {
+    root.split('/').filter(|part| !part.is_empty()).map(|part| if part == ".." { -1 } else { 1 }).sum()
 }
 
 /// Space, tab, newline and backslash are `\\` and three octal digits.
@@ -56,6 +61,10 @@ mod tests {
             find_in("40 31 0:38 / /run/a\\040b rw - cgroup2 cgroup2 rw").as_deref(),
             Some(Path::new("/run/a b"))
         );
+        // In a pod: its own cgroup, and the node's root from outside of its namespace.
+        let pod = "40 31 0:38 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n\
+                   41 31 0:38 /../../.. /host/cgroup ro - cgroup2 cgroup2 rw";
+        assert_eq!(find_in(pod).as_deref(), Some(Path::new("/host/cgroup")));
         assert_eq!(find_in("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu"), None);
     }
 }

@@ -1,0 +1,150 @@
+//! The daemon that goes, comes and changes under load: no request fails, and nobody moves.
+
+use std::fs;
+use std::time::Duration;
+
+use affinity_tests::wait;
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::{World, rest};
+use crate::lab::{NODES, PATIENCE, SYSTEM, processes_of};
+use crate::suite::Figures;
+
+/// SIGKILL, on both nodes, while clients ask on.
+pub fn killed(world: &World<'_>) -> Result<Figures> {
+    let load = world.start_all()?;
+    rest(1);
+    for node in NODES {
+        let pod = world.lab.daemon(node)?;
+        for pid in processes_of(&pod.uid, "run")? {
+            kill(Pid::from_raw(pid.try_into()?), Signal::SIGKILL)?;
+        }
+    }
+    rest(2);
+    back(world)?;
+    rest(1);
+    let loaded = load.stop()?;
+    loaded.check(0)?;
+    Ok(loaded.figures("killed on both nodes"))
+}
+
+/// The pod deleted, ten times over both nodes.
+pub fn restarts(world: &World<'_>) -> Result<Figures> {
+    let load = world.start_all()?;
+    for time in 0..10 {
+        let pod = world.lab.daemon(NODES[time % 2])?;
+        world.lab.kubectl(&["delete", "pod", "-n", SYSTEM, &pod.name, "--wait=true"])?;
+        back(world)?;
+        rest(3);
+    }
+    let loaded = load.stop()?;
+    loaded.check(0)?;
+    Ok(loaded.figures("10 restarts"))
+}
+
+/// The image imported anew and rolled out: once, or three times.
+pub fn upgrades(world: &World<'_>) -> Result<Figures> {
+    let times = if world.short { 1 } else { 3 };
+    let image = std::path::absolute("target/image/affinity.tar")?.display().to_string();
+    let load = world.start_all()?;
+    rest(1);
+    for _ in 0..times {
+        for node in NODES {
+            world.lab.import(node, &image)?;
+        }
+        world.lab.kubectl(&["rollout", "restart", "-n", SYSTEM, "daemonset/affinity"])?;
+        world.lab.rolled_out(SYSTEM, "daemonset/affinity")?;
+        back(world)?;
+        rest(1);
+    }
+    let loaded = load.stop()?;
+    loaded.check(0)?;
+    Ok(loaded.figures(&format!("{times} rollouts")))
+}
+
+/// The kernel kills it for its memory: its limit is put below what it has.
+pub fn out_of_memory(world: &World<'_>) -> Result<Figures> {
+    let load = world.start_all()?;
+    rest(1);
+    let limit =
+        r#"[{"op": "add", "path": "/spec/template/spec/containers/0/resources/limits", "value": {"memory": "8Mi"}}]"#;
+    world.lab.kubectl(&["patch", "-n", SYSTEM, "daemonset", "affinity", "--type", "json", "-p", limit])?;
+    let killed = wait::until("a daemon that is killed for its memory", PATIENCE, || {
+        let text = world.lab.kubectl(&["get", "pods", "-n", SYSTEM, "-o", "json"])?;
+        let pods: Value = serde_json::from_str(&text)?;
+        let statuses = pods["items"].as_array().into_iter().flatten().map(|pod| &pod["status"]["containerStatuses"][0]);
+        let reasons = statuses.flat_map(|status| {
+            [&status["lastState"]["terminated"]["reason"], &status["state"]["terminated"]["reason"]]
+        });
+        Ok(reasons.into_iter().any(|reason| reason == "OOMKilled").then_some(()))
+    });
+    rest(3);
+    let unlimit = r#"[{"op": "remove", "path": "/spec/template/spec/containers/0/resources/limits"}]"#;
+    world.lab.kubectl(&["patch", "-n", SYSTEM, "daemonset", "affinity", "--type", "json", "-p", unlimit])?;
+    killed?;
+    world.lab.rolled_out(SYSTEM, "daemonset/affinity")?;
+    back(world)?;
+    let loaded = load.stop()?;
+    loaded.check(0)?;
+    Ok(loaded.figures("killed for 8 MiB of memory, again and again"))
+}
+
+/// A node's kubelet stops until its pods count as not ready, and comes back.
+pub fn kubelet_stopped(world: &World<'_>) -> Result<Figures> {
+    let load = world.start_all()?;
+    rest(1);
+    world.lab.on_node("n2", &["touch", "/run/kubelet.stopped"])?;
+    let file = world.lab.state.join("n2/init.pid");
+    let init = fs::read_to_string(&file)?.trim().to_owned();
+    stop_kubelet(&init).context("stopping n2's kubelet")?;
+    let ready = |wanted: &str| {
+        wait::until_true(&format!("node n2 Ready={wanted}"), PATIENCE, || {
+            let text = world.lab.kubectl(&["get", "node", "n2", "-o", "json"])?;
+            let node: Value = serde_json::from_str(&text)?;
+            let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            Ok(conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == wanted))
+        })
+    };
+    let unknown = ready("Unknown");
+    rest(5);
+    world.lab.on_node("n2", &["rm", "-f", "/run/kubelet.stopped"])?;
+    unknown?;
+    ready("True")?;
+    world.lab.wait_for_web(5)?;
+    world.wait_for_backends(5)?;
+    rest(1);
+    let loaded = load.stop()?;
+    // To the other node's pods, and nobody has to come back.
+    loaded.check(1)?;
+    Ok(loaded.figures("n2 was NotReady, its clients asked on"))
+}
+
+fn stop_kubelet(init: &str) -> Result<()> {
+    let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children"))?;
+    let mut stopped = 0;
+    let mut next: Vec<String> = children.split_whitespace().map(str::to_owned).collect();
+    while let Some(pid) = next.pop() {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if name.trim() == "kubelet" {
+            kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL)?;
+            stopped += 1;
+        } else if name.trim() == "node.sh" {
+            let more = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            next.extend(more.split_whitespace().map(str::to_owned));
+        }
+    }
+    ensure!(stopped == 1, "{stopped} of them were running");
+    Ok(())
+}
+
+/// Both daemons are ready, and have all backends.
+fn back(world: &World<'_>) -> Result<()> {
+    std::thread::sleep(Duration::from_millis(200));
+    for node in NODES {
+        world.lab.daemon(node)?;
+    }
+    wait::until_ok("the daemons' answers", PATIENCE, || world.wait_for_backends(5))
+}

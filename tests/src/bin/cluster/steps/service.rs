@@ -1,0 +1,75 @@
+//! A service that changes under its clients.
+
+use std::time::Duration;
+
+use affinity_tests::view::{ServiceRow, SessionRow};
+use affinity_tests::wait;
+use anyhow::{Result, ensure};
+
+use super::{World, rest};
+use crate::lab::{DEMO, NODES, PATIENCE};
+use crate::load::Question;
+use crate::suite::{Figures, Observed};
+
+fn patch(world: &World<'_>, spec: &str, timeout: Option<u32>) -> Result<()> {
+    let patch = format!(r#"{{"spec": {spec}}}"#);
+    world.lab.kubectl(&["patch", "service", "-n", DEMO, "web", "--type", "merge", "-p", &patch])?;
+    for node in NODES {
+        wait::until_true(&format!("{spec} on {node}"), PATIENCE, || {
+            let rows: Vec<ServiceRow> = world.lab.affinity(node, &["service", "list"])?;
+            let mut rows = rows.iter().filter(|row| row.service == "demo/web");
+            Ok(rows.all(|row| row.affinity_timeout_seconds == timeout))
+        })?;
+    }
+    Ok(())
+}
+
+const STICKY: &str =
+    r#"{"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10800}}}"#;
+
+/// `ClientIP`, `None`, `ClientIP`: kept, spread, kept.
+pub fn off_and_on(world: &World<'_>) -> Result<Figures> {
+    let mut observed = Observed::default();
+    patch(world, r#"{"sessionAffinity": "None", "sessionAffinityConfig": null}"#, None)?;
+    for client in &world.clients {
+        for server in world.web.both() {
+            let seen = client.ask(Question::Http, server, 60)?;
+            ensure!(seen.pods.len() >= 3, "{}: without affinity on {:?} only", client.name, seen.pods);
+            observed.note(format!("{} {server}, spread", client.name), seen);
+        }
+    }
+    let moved = observed.sum().moved;
+    patch(world, STICKY, Some(10800))?;
+    for client in &world.clients {
+        for server in world.web.both() {
+            let seen = client.ask(Question::Http, server, 60)?;
+            ensure!(seen.pods.len() == 1, "{}: with affinity on {:?}", client.name, seen.pods);
+            observed.note(format!("{} {server}, kept", client.name), seen);
+        }
+    }
+    observed.none_failed()?;
+    ensure!(observed.sum().moved == moved, "clients moved with affinity");
+    Ok(observed.figures("all of them while affinity was off"))
+}
+
+/// The timeout of a session is that of the service as it is, not as it was.
+pub fn timeout(world: &World<'_>) -> Result<Figures> {
+    const SHORT: u32 = 6;
+    let short = r#"{"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 6}}}"#;
+    let client = world.clients.iter().find(|client| !client.is_host).unwrap_or(&world.clients[0]);
+    let node = client.name.rsplit_once('@').map_or(NODES[0], |(_, node)| node);
+    let pod = world.pod_of(client, world.web.v4)?;
+    patch(world, short, Some(SHORT))?;
+    // Used within the new timeout: it stays.
+    let seen = client.begin(Question::Http, world.web.v4, Some(10), Duration::from_millis(500))?.wait()?;
+    ensure!(seen.failed == 0 && seen.pods.keys().all(|other| *other == pod), "was on {pod}, then {:?}", seen.pods);
+    rest(u64::from(SHORT) + 1);
+    let sessions: Vec<SessionRow> = world.lab.affinity(node, &["session", "list", "--service", "demo/web"])?;
+    ensure!(!sessions.is_empty() && sessions.iter().all(|session| !session.is_live()), "still live: {sessions:?}");
+    patch(world, STICKY, Some(10800))?;
+    Ok(format!(
+        "10800 s -> {SHORT} s -> 10800 s: kept in use, {} sessions over after {SHORT} s of silence",
+        sessions.len()
+    )
+    .into())
+}

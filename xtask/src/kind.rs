@@ -1,0 +1,124 @@
+//! `cargo xtask kind`: Affinity in place of kube-proxy on a kind cluster, where there is Docker.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, bail};
+use clap::Subcommand;
+
+use crate::{image, machine, process, say, workspace};
+
+/// Run Affinity in place of kube-proxy on a kind cluster
+///
+/// Uses kind, Docker and kubectl as they are installed; `cargo xtask cluster` does without them. kind/README.md has the same
+/// by hand.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask kind up\n  cargo xtask kind demo\n  cargo xtask kind down")]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Create the cluster (one control plane, two workers, dual stack, no kube-proxy), load the image, install
+    Up {
+        /// Without kind's CNI plugin: nodes get ready when another one is installed
+        #[arg(long)]
+        without_cni: bool,
+    },
+    /// Install the demo (five pods, a sticky service, a client) and ask for it
+    Demo,
+    /// Delete the cluster
+    Down,
+}
+
+const PROGRAMS: [(&str, &str); 3] = [
+    ("docker", "https://docs.docker.com/engine/install"),
+    ("kind", "https://kind.sigs.k8s.io/docs/user/quick-start/#installation"),
+    ("kubectl", "https://kubernetes.io/docs/tasks/tools"),
+];
+/// The cluster's name in kind/cluster.yaml.
+const NAME: &str = "affinity";
+const CONTEXT: &str = "kind-affinity";
+/// How many requests the demo makes over each family.
+const REQUESTS: u32 = 20;
+
+/// Runs the verb.
+pub fn verb(args: &Args) -> Result<()> {
+    check()?;
+    match args.verb {
+        Verb::Up { without_cni } => up(without_cni),
+        Verb::Demo => demo(),
+        Verb::Down => process::run(command("kind", &["delete", "cluster", "--name", NAME])),
+    }
+}
+
+/// Fails where something is missing, and names all of it.
+fn check() -> Result<()> {
+    let missing: Vec<String> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| machine::find_program(program).is_none())
+        .map(|(program, from)| format!("{program} ({from})"))
+        .collect();
+    if !missing.is_empty() {
+        bail!(
+            "a kind cluster needs {}: install that, or use `cargo xtask cluster`, which needs no Docker",
+            missing.join(" and ")
+        );
+    }
+    let mut info = command("docker", &["info"]);
+    info.stdout(Stdio::null()).stderr(Stdio::null());
+    if process::run(info).is_err() {
+        bail!(
+            "Docker's daemon does not answer (`docker info` says why): start it, or use `cargo xtask cluster`, which \
+             needs none"
+        );
+    }
+    Ok(())
+}
+
+fn up(without_cni: bool) -> Result<()> {
+    let image = image::build()?;
+    let file = if without_cni { "kind/cluster-without-cni.yaml" } else { "kind/cluster.yaml" };
+    process::run(command("kind", &["create", "cluster", "--config", file]))?;
+    let mut load = command("kind", &["load", "image-archive"]);
+    load.arg(image).args(["--name", NAME]);
+    process::run(load)?;
+    process::run(kubectl(&["apply", "-k", "kind/deploy"]))?;
+    if without_cni {
+        say::progress("Waiting", "is left to you: install a CNI plugin, and the nodes get ready");
+        return Ok(());
+    }
+    let rollout = ["-n", "affinity-system", "rollout", "status", "daemonset/affinity", "--timeout=3m"];
+    process::run(kubectl(&rollout))?;
+    say::progress("Running", &format!("`kubectl --context {CONTEXT} get nodes`, then `cargo xtask kind demo`"));
+    Ok(())
+}
+
+fn demo() -> Result<()> {
+    process::run(kubectl(&["apply", "-k", "kind/demo"]))?;
+    process::run(kubectl(&["-n", "demo", "rollout", "status", "deployment/web", "--timeout=3m"]))?;
+    process::run(kubectl(&["-n", "demo", "wait", "--for=condition=Ready", "pod/client", "--timeout=3m"]))?;
+    for family in ["-4", "-6"] {
+        let ask = format!(
+            "for i in $(seq {REQUESTS}); do curl -s {family} --max-time 5 http://web.demo.svc.cluster.local/hostname; echo; \
+             done | sort | uniq -c"
+        );
+        println!("{REQUESTS} requests by curl {family}, and who answered:");
+        process::run(kubectl(&["-n", "demo", "exec", "client", "--", "sh", "-c", &ask]))?;
+    }
+    println!("and the sessions that one of the nodes knows:");
+    process::run(kubectl(&["-n", "affinity-system", "exec", "daemonset/affinity", "--", "affinity", "session", "list"]))
+}
+
+fn kubectl(arguments: &[&str]) -> Command {
+    let mut kubectl = command("kubectl", &["--context", CONTEXT]);
+    kubectl.args(arguments);
+    kubectl
+}
+
+fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(workspace::root());
+    command
+}
