@@ -54,6 +54,17 @@ pub enum Verdict {
     SendBack,
 }
 
+impl Verdict {
+    /// The name in what people read and in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::SendBack => "send-back",
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $reason:ident = $name:literal,)+) => {
         /// Why a packet got its verdict.

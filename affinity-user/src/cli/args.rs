@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -219,6 +219,12 @@ pub(super) struct RunArgs {
     /// How often everything is compared with the maps, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     pub audit_interval: u64,
+    /// Where metrics and health are asked for by HTTP: /metrics, /healthz, /livez, /readyz; or `off`
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = listen)]
+    pub metrics_address: Listen,
+    /// Where health alone is: /healthz, /livez, /readyz; or `off`
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256", value_parser = listen)]
+    pub health_address: Listen,
     /// What is logged: a level, or a filter such as `info,affinity_user::sources=debug`
     #[arg(long, value_name = "FILTER", default_value = "info", env = "AFFINITY_LOG")]
     pub log_level: String,
@@ -278,6 +284,18 @@ pub(super) fn node_name(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err("no name of a node: 1 to 253 lower-case letters, digits, '-' and '.'".to_owned())
+}
+
+/// An address to listen on, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Listen(pub Option<SocketAddr>);
+
+fn listen(text: &str) -> Result<Listen, String> {
+    if text == "off" {
+        return Ok(Listen(None));
+    }
+    let address = text.parse().map_err(|_| format!("{text:?} is no ADDRESS:PORT, [ADDRESS]:PORT or off"))?;
+    Ok(Listen(Some(address)))
 }
 
 fn map_size(text: &str) -> Result<(String, u32), String> {
@@ -355,6 +373,15 @@ mod tests {
         assert_eq!(lifetime("udp=1"), Ok(("udp".to_owned(), 1)));
         for wrong in ["udp", "udp=0", "udp=x", "icmp=1", "tcp-close=31536001"] {
             assert!(lifetime(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn addresses_have_a_port_or_are_off() {
+        assert_eq!(listen("off"), Ok(Listen(None)));
+        assert_eq!(listen("[::]:10249"), Ok(Listen(Some(([0_u16; 8], 10249).into()))));
+        for wrong in ["", "10249", "127.0.0.1", "on"] {
+            assert!(listen(wrong).is_err(), "{wrong}");
         }
     }
 

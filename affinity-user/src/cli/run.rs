@@ -10,6 +10,7 @@ use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb, nod
 use crate::daemon::{self, Sockets, Source};
 use crate::loader::attach::AttachMode;
 use crate::loader::{self, Sizes};
+use crate::server::Addresses;
 use crate::sockets::keeper;
 use crate::sources::kubernetes::access::Places;
 use crate::sources::kubernetes::{self, Access};
@@ -67,6 +68,7 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
         interfaces: args.interfaces,
         state_dir: common.state_dir.clone(),
         audit_interval: Duration::from_secs(args.audit_interval),
+        addresses: Addresses { metrics: args.metrics_address.0, health: args.health_address.0 },
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(daemon::run(options))?)

@@ -9,6 +9,7 @@ mod datapath_log;
 mod state;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use affinity_common::abi::lifetimes::Lifetimes;
@@ -18,9 +19,12 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::collector::Collector;
+use crate::health::Pulse;
 use crate::loader::interfaces::{Follower, Patterns, watch};
 use crate::loader::{self, Datapath, LoadError, cgroup};
+use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
+use crate::server::{Addresses, ListenError, Listeners};
 use crate::sockets::keeper::{self, Keeper};
 use crate::sources::{SourceError, SourceEvent, directory, kubernetes};
 use crate::status::StatusError;
@@ -70,6 +74,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// How often everything is compared with the maps.
     pub audit_interval: Duration,
+    /// Where metrics and health are asked for.
+    pub addresses: Addresses,
 }
 
 /// Why the daemon can't run.
@@ -95,6 +101,9 @@ pub enum DaemonError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Metrics or health can't be asked for.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The status file can't be written.
     #[error(transparent)]
     Status(#[from] StatusError),
@@ -119,6 +128,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // What is wrong already now is for whoever has typed it, not for the log.
+    let listeners = Listeners::bind(&options.addresses)?;
     let mut events = follow_source(&options.source, &options.node_name).await?;
     let cgroup = match &options.sockets {
         Sockets::Node => Some(cgroup::find(None)?),
@@ -151,8 +161,14 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let (sender, mut links) = mpsc::channel(64);
     let watcher = tokio::spawn(watch(sender));
     let follower = Follower::new(Patterns::new(&options.interfaces));
-    let mut state = State::new(&options, datapath, reconciler, follower, keeper, collector)?;
+    let metrics = Arc::new(Metrics::new(bpf::open_pinned(&options.loader.pin_dir)?));
+    let mut state = State::new(&options, datapath, reconciler, follower, keeper, collector, metrics.clone())?;
     state.write_status()?;
+    let (pulse, mut pings) = Pulse::new();
+    for address in listeners.addresses() {
+        tracing::info!(%address, "answers about metrics and health");
+    }
+    let server = listeners.serve(metrics, pulse)?;
 
     let mut audit = interval(options.audit_interval);
     audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -173,11 +189,14 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
             () = sleep_until(next.into()) => state.wake(),
             _ = audit.tick() => state.audit(),
             _ = status.tick() => state.touch(),
+            // Whoever asked may not wait any more.
+            Some(ping) = pings.recv() => drop(ping.send(())),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     watcher.abort();
+    drop(server);
     tracing::info!("ends; services are served without it, until `affinity cleanup`");
     state.end();
     Ok(())

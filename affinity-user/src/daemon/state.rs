@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Options, STATUS_LAG, SWEEP, Source};
 use crate::collector::Collector;
 use crate::loader::Datapath;
 use crate::loader::interfaces::{Action, Follower, Interface, LinkEvent};
+use crate::metrics::{Metrics, Published, SourceCounts};
 use crate::model::{Kind, Model};
 use crate::plan::plan;
 use crate::reconcile::{Change, Reconciler, Report};
@@ -32,6 +34,11 @@ pub(super) struct State {
     retry_attach: Option<Instant>,
     seen_interfaces: bool,
     stale: BTreeMap<Kind, (jiff::Timestamp, String)>,
+    /// What the sources have told.
+    sources: BTreeMap<Kind, SourceCounts>,
+    /// When the oldest event was received that is not programmed yet.
+    received: Option<Instant>,
+    metrics: Arc<Metrics>,
     /// The problems that were logged already.
     logged: BTreeSet<String>,
     status: StatusFile,
@@ -48,6 +55,7 @@ impl State {
         follower: Follower,
         keeper: Option<Keeper>,
         collector: Collector,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, StatusError> {
         let source = match &options.source {
             Source::Kubernetes(_) => SourceStatus::new("kubernetes", "the API server"),
@@ -65,6 +73,9 @@ impl State {
             retry_attach: None,
             seen_interfaces: false,
             stale: BTreeMap::new(),
+            sources: Kind::ALL.map(|kind| (kind, SourceCounts::default())).into(),
+            received: None,
+            metrics,
             logged: BTreeSet::new(),
             status: StatusFile::new(source)?,
             directory: options.state_dir.clone(),
@@ -74,6 +85,8 @@ impl State {
 
     /// Takes an event of the source in. What it changes is programmed by [`Self::program`].
     pub(super) fn enter(&mut self, event: SourceEvent) {
+        self.received.get_or_insert_with(Instant::now);
+        self.count(&event);
         match event.enter(&mut self.model) {
             Some((kind, Health::Fresh)) if self.stale.remove(&kind).is_some() => {
                 tracing::info!(?kind, "the source is up to date again");
@@ -91,12 +104,32 @@ impl State {
         }
     }
 
+    fn count(&mut self, event: &SourceEvent) {
+        let Some(kind) = event.kind() else { return };
+        let counts = self.sources.entry(kind).or_default();
+        match event {
+            SourceEvent::Init(_) => counts.lists += 1,
+            SourceEvent::Health(_, Health::Fresh) => counts.stale_since = None,
+            SourceEvent::Health(_, Health::Stale { since, .. }) => {
+                counts.failures += 1;
+                counts.stale_since = Some(*since);
+            }
+            SourceEvent::InitDone(_) | SourceEvent::File(..) => {}
+            SourceEvent::Service(_)
+            | SourceEvent::EndpointSlice(_)
+            | SourceEvent::Node(_)
+            | SourceEvent::Pod(_)
+            | SourceEvent::Delete(..) => counts.events += 1,
+        }
+    }
+
     /// Programs what has changed.
     pub(super) fn program(&mut self) {
         if !self.model.is_heard(Kind::Node) {
             // Its zone may decide who gets which clients: planned without it, they would move at each restart.
             return;
         }
+        let before = self.reconciler.counts().writes();
         let changes = self.model.take_changes();
         if !changes.is_empty() {
             self.touch();
@@ -127,6 +160,11 @@ impl State {
             }
             self.tell(&report);
             self.touch();
+        }
+        if let Some(received) = self.received.take()
+            && self.reconciler.counts().writes() != before
+        {
+            self.metrics.sync.observe(received.elapsed().as_secs_f64());
         }
     }
 
@@ -271,6 +309,12 @@ impl State {
         status.cgroup = self.datapath.cgroup().cloned();
         status.collector = Some(self.collector.status());
         status.sockets = self.keeper.as_ref().map(Keeper::status);
+        self.metrics.publish(Published {
+            status: status.clone(),
+            seen_interfaces: self.seen_interfaces,
+            counts: self.reconciler.counts(),
+            sources: self.sources.clone(),
+        });
         status.write(&self.directory)
     }
 

@@ -20,6 +20,11 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// How many entries were written or taken out.
+    pub fn writes(&self) -> u64 {
+        self.written + self.removed
+    }
+
     /// Writes an entry.
     pub(super) fn put<K, V>(&mut self, table: &mut BoxTable<K, V>, key: &K, value: &V) -> Result<(), TableError> {
         table.insert(key, value)?;

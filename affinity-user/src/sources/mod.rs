@@ -120,6 +120,18 @@ pub enum SourceError {
 }
 
 impl SourceEvent {
+    /// The kind of object that it is about; `None` for a file.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::Init(kind) | Self::Delete(kind, _) | Self::InitDone(kind) | Self::Health(kind, _) => Some(*kind),
+            Self::Service(_) => Some(Kind::Service),
+            Self::EndpointSlice(_) => Some(Kind::EndpointSlice),
+            Self::Node(_) => Some(Kind::Node),
+            Self::Pod(_) => Some(Kind::Pod),
+            Self::File(..) => None,
+        }
+    }
+
     /// Lets the event take effect. What is about the source itself is handed back.
     pub fn enter(self, model: &mut Model) -> Option<(Kind, Health)> {
         match self {

@@ -1,7 +1,7 @@
 //! What the datapath has counted, and how full its maps are.
 
 use affinity_common::abi::counters::index;
-use affinity_common::reason::{Program, Reason, Verdict};
+use affinity_common::reason::{Program, Reason};
 use serde::Serialize;
 
 use super::Snapshot;
@@ -13,7 +13,7 @@ pub struct CounterRow {
     pub program: &'static str,
     /// The reason.
     pub reason: &'static str,
-    /// `pass`, `drop` or `reject`.
+    /// `pass`, `drop` or `send-back`.
     pub verdict: &'static str,
     /// Packets.
     pub packets: u64,
@@ -31,11 +31,7 @@ pub fn counters(snapshot: &Snapshot, all: bool) -> Vec<CounterRow> {
         CounterRow {
             program: program.name(),
             reason: reason.name(),
-            verdict: match reason.verdict() {
-                Verdict::Pass => "pass",
-                Verdict::Drop => "drop",
-                Verdict::SendBack => "send-back",
-            },
+            verdict: reason.verdict().name(),
             packets: counter.packets,
             bytes: counter.bytes,
             meaning: reason.meaning(),
