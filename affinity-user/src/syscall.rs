@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
 use bytemuck::Pod;
 
 /// Attributes that are all zero, which is what the kernel takes for "not given".
@@ -56,6 +56,24 @@ pub fn cgroup_of_link(link: BorrowedFd<'_>) -> io::Result<u64> {
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     // SAFETY: of a link of another kind it is another number, and no cgroup's.
     Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
+}
+
+/// The instructions of a program as the verifier has left them, of which there are so many bytes; `None` where the kernel does
+/// not show them.
+pub fn instructions(program: BorrowedFd<'_>, bytes: u32) -> io::Result<Option<Vec<u64>>> {
+    let mut instructions = vec![0_u64; bytes as usize / size_of::<u64>()];
+    // SAFETY: plain C data, for which all zeroes is a value.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    info.xlated_prog_len = length(&instructions)? * 8;
+    info.xlated_prog_insns = instructions.as_mut_ptr() as u64;
+    let mut attributes = attributes();
+    attributes.info.bpf_fd = number(program);
+    attributes.info.info_len = u32::try_from(size_of::<bpf_prog_info>()).map_err(io::Error::other)?;
+    attributes.info.info = (&raw mut info) as u64;
+    // SAFETY: the kernel writes as many bytes at most as is said, of the information and of the instructions.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    // Where it has reasons not to, it takes the pointer away.
+    Ok((info.xlated_prog_insns != 0).then_some(instructions))
 }
 
 /// Puts another program into a link, in one step.

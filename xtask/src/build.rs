@@ -8,29 +8,35 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{artifacts, cargo, process, say, setup, toolchain, workspace};
+use crate::{artifacts, cargo, process, programs, say, setup, toolchain, workspace};
 
 /// Build the `affinity` binary with the BPF object inside it
 ///
-/// The object goes to target/bpf/affinity.o, where `cargo build`, `cargo test` and editors find it from then on.
+/// The object goes to target/bpf/affinity.o, where `cargo build`, `cargo test` and editors find it from then on. As root it
+/// also prints how many instructions each program has, how many the verifier goes through and how much stack it takes, and
+/// warns where that is a fifth more than affinity-ebpf/programs.json says.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask build          # target/release/affinity\n  \
-                        cargo xtask build --debug  # target/debug/affinity: compiles faster, asserts more")]
+                        cargo xtask build --debug  # target/debug/affinity: compiles faster, asserts more\n  \
+                        cargo xtask build --accept-programs  # a program has grown, and may")]
 pub struct Args {
     /// Build the binary unoptimised, with debug assertions (the BPF object is the same)
     #[arg(long)]
     debug: bool,
+    /// Write the programs' instructions and stack down, for later builds and tests to be held against
+    #[arg(long)]
+    accept_programs: bool,
 }
 
 /// Runs the verb.
 pub fn verb(args: &Args) -> Result<()> {
     let profile = if args.debug { Profile::Debug } else { Profile::Release };
     let binary = daemon(profile)?;
-    for path in [workspace::object(), binary] {
-        let bytes = fs::metadata(&path).with_context(|| path.display().to_string())?.len();
-        say::progress("Built", &format!("{} ({})", workspace::short(&path), size(bytes)));
+    for path in [&workspace::object(), &binary] {
+        let bytes = fs::metadata(path).with_context(|| path.display().to_string())?.len();
+        say::progress("Built", &format!("{} ({})", workspace::short(path), size(bytes)));
     }
-    Ok(())
+    programs::show(&binary, args.accept_programs)
 }
 
 const DAEMON: (&str, &str) = ("affinity-user", "affinity");

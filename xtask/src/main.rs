@@ -13,6 +13,7 @@ mod kind;
 mod machine;
 mod outcome;
 mod process;
+mod programs;
 mod run;
 mod say;
 mod setup;

@@ -45,6 +45,8 @@ pub enum Action {
     Deny,
     /// Runs `cargo test` with these arguments and counts its cases.
     Tests(&'static [&'static str]),
+    /// Has the kernel load the BPF programs, and holds what it makes of them against what was written down.
+    Programs,
     /// Compiles a suite of the `tests` crate as whoever we are, and runs it as root.
     Suite,
     /// Compiles suites as whoever we are, and runs them in a virtual machine on an older kernel.
@@ -103,6 +105,7 @@ fn list(suite_files: &[String]) -> Vec<Step> {
         after("user", Action::Tests(&["--package=affinity-user"])),
         after("harness", Action::Tests(&["--package=affinity-tests", "--lib", "--bins"])),
         before("xtask", Action::Tests(&["--package=xtask"])),
+        after("programs", Action::Programs),
     ];
     let mut suites: Vec<&str> = suite_files.iter().filter_map(|file| file.strip_suffix(".rs")).collect();
     suites.sort_unstable();
@@ -162,7 +165,8 @@ mod tests {
     #[test]
     fn every_suite_is_a_step_and_those_with_an_api_server_come_last() {
         let steps = steps();
-        assert_eq!(names(&steps)[10..], ["lab", "packet", "kernel-6.1", "demo", "api", "lab_api", "cluster"]);
+        let last = ["programs", "lab", "packet", "kernel-6.1", "demo", "api", "lab_api", "cluster"];
+        assert_eq!(names(&steps)[10..], last);
         assert!(steps.iter().filter(|step| step.needs_api).all(|step| step.action == Action::Suite));
     }
 

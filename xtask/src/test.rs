@@ -18,18 +18,18 @@ use crate::{
     cluster::Cluster,
     kernel, machine,
     outcome::{self, Counts, Outcome, Report},
-    process, say, setup,
+    process, programs, say, setup,
     steps::{self, Action, Step},
     suites, toolchain, workspace,
 };
 
 /// Run every check and test; install what they need
 ///
-/// The steps: fmt, build, clippy, clippy-bpf, doc, deny, common, user, harness, xtask, the suites of tests/tests (each by
-/// its file's name), kernel-6.1 (suites on the oldest kernel that is supported, in a virtual machine), demo, and cluster (the
-/// core of `cargo xtask cluster test`). The API tests run the kube-apiserver and etcd of `KUBEBUILDER_ASSETS`, or build them
-/// once, and the cluster's programs too, which takes about 15 minutes, into ~/.cache/affinity. The last line of the output
-/// sums all test cases up.
+/// The steps: fmt, build, clippy, clippy-bpf, doc, deny, common, user, harness, xtask, programs (whether one has grown by a
+/// fifth), the suites of tests/tests (each by its file's name), kernel-6.1 (suites on the oldest kernel that is supported, in
+/// a virtual machine), demo, and cluster (the core of `cargo xtask cluster test`). The API tests run the kube-apiserver and
+/// etcd of `KUBEBUILDER_ASSETS`, or build them once, and the cluster's programs too, which takes about 15 minutes, into
+/// ~/.cache/affinity. The last line of the output sums all test cases up.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask test                # everything\n  \
                         cargo xtask test packet lab     # these steps only\n  \
@@ -176,6 +176,7 @@ impl Run {
                 cargo.args(["test", "--no-fail-fast"]).args(arguments);
                 counted(cargo)?
             }
+            Action::Programs => Ended::Cases(programs::check(self.daemon()?)?, Ok(())),
             Action::Suite => {
                 let executable = compile_suite(&step.name)?;
                 let mut suite = suites::command(&executable, self.daemon()?);

@@ -84,6 +84,16 @@ pub(super) enum Verb {
                             propagated.\n\nExamples:\n  affinity mount"
     )]
     Mount,
+    /// Load every program, attach none, and show what this node's kernel makes of them
+    #[command(
+        after_help = "Whether they load on a node before anything depends on it; works beside a running daemon.\n\n\
+                            Examples:\n  affinity programs\n  affinity programs --verifier-log   the whole log of what is refused"
+    )]
+    Programs {
+        /// Print the verifier's whole log where it refuses a program
+        #[arg(long)]
+        verifier_log: bool,
+    },
     /// Detach everything and remove every trace from the node
     #[command(after_help = "Established connections to services break, and clients are given new pods when a daemon \
                             starts again.\nEnd the daemon first.\n\nExamples:\n  affinity cleanup")]

@@ -34,6 +34,7 @@ pub fn execute(cli: Cli) -> Result<()> {
         Verb::Monitor => show::monitor(&common),
         Verb::Status => show::status(&common),
         Verb::Mount => Ok(loader::mount(&common.pin_dir)?),
+        Verb::Programs { verifier_log } => show::programs(&common, verifier_log),
         Verb::Cleanup => show::cleanup(&common),
     };
     match done {

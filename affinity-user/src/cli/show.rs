@@ -354,6 +354,30 @@ fn seconds_since(time: i64) -> f64 {
     since.max(0.0)
 }
 
+pub(super) fn programs(common: &Common, verifier_log: bool) -> Result<()> {
+    let footprints = loader::footprints(verifier_log)?;
+    if common.output == Output::Json {
+        return print::json(&footprints);
+    }
+    print::table(
+        &["program", "instructions", "verified", "stack", "machine code"],
+        footprints.programs.iter().map(|it| {
+            vec![
+                it.program.to_owned(),
+                it.instructions.to_string(),
+                it.verified.to_string(),
+                or_dash(it.stack),
+                it.machine_code.to_string(),
+            ]
+        }),
+    )?;
+    line(format!(
+        "\nLinux {}: instructions without those that are never reached; those that the verifier went through, of at most\n\
+         1000000; bytes of stack, of at most 512, and of machine code",
+        footprints.kernel
+    ))
+}
+
 pub(super) fn cleanup(common: &Common) -> Result<()> {
     if let Some(status) = StatusFile::read(&common.state_dir)? {
         bail!("the daemon is running (pid {}): end it first, or it attaches again", status.pid);

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod cgroup;
 mod cleanup;
 mod error;
+mod footprint;
 pub mod interfaces;
 mod maps;
 mod preflight;
@@ -30,6 +31,7 @@ use cgroup::CgroupAttachment;
 
 pub use cleanup::cleanup;
 pub use error::LoadError;
+pub use footprint::{Footprint, Footprints, footprints};
 pub use maps::Sizes;
 pub use preflight::mount_bpffs as mount;
 pub use touch::Touch;

@@ -19,6 +19,13 @@ const SYS_ADMIN: u32 = 21;
 
 /// Checks rights, kernel, BTF and bpffs, and mounts the latter where it is missing.
 pub fn check(pin_dir: &Path) -> Result<(), LoadError> {
+    check_node()?;
+    mount_bpffs(pin_dir)?;
+    fs::create_dir_all(pin_dir).map_err(|source| LoadError::Directory { path: pin_dir.to_owned(), source })
+}
+
+/// Checks rights, kernel and BTF: what programs are loaded with, pinned or not.
+pub fn check_node() -> Result<(), LoadError> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let missing = missing_capabilities(&status);
     if !missing.is_empty() {
@@ -31,8 +38,7 @@ pub fn check(pin_dir: &Path) -> Result<(), LoadError> {
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Err(LoadError::NoBtf);
     }
-    mount_bpffs(pin_dir)?;
-    fs::create_dir_all(pin_dir).map_err(|source| LoadError::Directory { path: pin_dir.to_owned(), source })
+    Ok(())
 }
 
 /// The names of the capabilities that a process lacks, by its `/proc/PID/status`.

@@ -22,7 +22,7 @@ use crate::causes;
 use crate::syscall;
 
 /// The programs, in the order in which they come: a socket is translated only when it would be told of it, too.
-const PROGRAMS: [&str; 9] = [
+pub(super) const PROGRAMS: [&str; 9] = [
     "affinity_release",
     "affinity_getpeername4",
     "affinity_getpeername6",
