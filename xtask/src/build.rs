@@ -107,11 +107,7 @@ pub fn static_daemon() -> Result<PathBuf> {
     object()?;
     let target = static_target()?;
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    // The later one wins, and a cargo home may lie in a checkout.
-    let places = [(Some(workspace::root().to_owned()), "/affinity"), (cargo::home(), "/cargo")];
-    for (from, to) in places {
-        flags.extend(from.map(|from| format!("--remap-path-prefix={}={to}", from.display())));
-    }
+    flags.extend(cargo::remapped());
     let mut cargo = cargo::host();
     // cargo keeps these from build scripts and macros where a target is named.
     cargo.args(["build", "--locked", "--profile", Profile::Release.name(), "--target", &target]);

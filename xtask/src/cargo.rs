@@ -69,6 +69,14 @@ fn library_path() -> Option<OsString> {
     if entries.is_empty() { None } else { env::join_paths(entries).ok() }
 }
 
+/// Flags of rustc's by which what it compiles does not tell where the checkout is, nor where crates are kept.
+pub fn remapped() -> Vec<String> {
+    let places = [(home(), "/cargo"), (Some(workspace::root().to_owned()), "/affinity")];
+    let flags =
+        places.into_iter().filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.display())));
+    flags.collect()
+}
+
 /// Where cargo keeps what it installs.
 pub fn home() -> Option<PathBuf> {
     home_of("CARGO_HOME", ".cargo")

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{cargo::forget_toolchain, machine, process, workspace};
+use crate::{
+    cargo::{forget_toolchain, remapped},
+    machine, process, workspace,
+};
 use version::{Version, llvm_of, release_of};
 
 /// Found and ready to compile the datapath.
@@ -110,7 +113,7 @@ impl Toolchain {
         cargo.current_dir(workspace::root());
         forget_toolchain(cargo);
         cargo.env("CARGO", &self.compiler.cargo).env("RUSTC", &self.compiler.rustc);
-        let flags = [
+        let mut flags = vec![
             format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
             "-Cdebuginfo=2".to_owned(),
             "-Clink-arg=--btf".to_owned(),
@@ -124,6 +127,8 @@ impl Toolchain {
             "-Ctarget-cpu=v3".to_owned(),
             format!("-Clinker={}", self.linker.display()),
         ];
+        // The object is the same in whatever directory it is compiled, and so is an image with it.
+        flags.extend(remapped());
         cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         match self.compiler.core {
             Core::Source => cargo.arg("-Zbuild-std=core"),
