@@ -26,8 +26,13 @@ fn rows<'a>(figures: &'a Value, part: &str) -> Result<&'a Vec<Value>> {
 fn packets_are_measured() -> Result<()> {
     let figures = quick("--packets")?;
     assert!(figures["crr"].is_null(), "{figures}");
-    let syn = rows(&figures, "packets")?.iter().filter(|row| row["name"] == "SYN, not for a service");
-    assert_eq!(syn.count(), 2, "one for each number of services: {figures}");
+    let rows = rows(&figures, "packets")?;
+    for version in [4, 6] {
+        let syn = |row: &&Value| row["name"] == "SYN, not for a service" && row["version"] == version;
+        assert_eq!(rows.iter().filter(syn).count(), 2, "one for each number of services: {figures}");
+    }
+    let is_held_against_ipv4 = |row: &Value| row["to_ipv4"]["median"].as_f64().is_some() == (row["version"] == 6);
+    assert!(rows.iter().all(is_held_against_ipv4), "{figures}");
     Ok(())
 }
 
@@ -36,9 +41,12 @@ fn exchanges_are_measured_by_every_way() -> Result<()> {
     let figures = quick("--crr")?;
     assert!(figures["packets"].is_null(), "{figures}");
     let rows = rows(&figures, "crr")?;
-    for (way, settings) in [("direct", 1), ("direct-tracked", 1), ("nftables", 2), ("tc", 2), ("socket-lb", 2)] {
+    for (way, settings) in
+        [("direct", [1, 1]), ("direct-tracked", [1, 1]), ("nftables", [2, 1]), ("tc", [2, 1]), ("socket-lb", [2, 1])]
+    {
         let of_it: Vec<&Value> = rows.iter().filter(|row| row["way"] == way).collect();
-        assert_eq!(of_it.len(), settings * 2, "by one thread and by sixteen: {figures}");
+        let of = |version| of_it.iter().filter(|row| row["version"] == version).count();
+        assert_eq!([of(4), of(6)], settings.map(|settings| settings * 2), "by one thread and by sixteen: {figures}");
         assert!(of_it.iter().all(|row| row["rate"]["median"].as_f64() > Some(0.0)), "{figures}");
     }
     Ok(())
@@ -49,6 +57,19 @@ fn calls_of_sockets_are_measured_in_both_families() -> Result<()> {
     let figures = quick("--sockets")?;
     let rows = rows(&figures, "sockets")?;
     assert_eq!(rows.len(), 3 * 3 * 2, "{figures}");
-    assert!(rows.iter().all(|row| row["nanos"]["median"].as_f64() > Some(0.0)), "{figures}");
+    for figure in ["nanos", "empty"] {
+        assert!(rows.iter().all(|row| row[figure]["median"].as_f64() > Some(0.0)), "{figure}: {figures}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_to_be_measured_is_said_before_and_without_root() -> Result<()> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
+    let output = command.args(["--plan", "--crr", "--sockets", "--rounds", "30"]).output()?;
+    let text = String::from_utf8(output.stderr)?;
+    ensure!(output.status.success() && output.stdout.is_empty(), "{text}");
+    assert!(text.contains("crr: ") && text.contains("sockets: ") && !text.contains("packets: "), "{text}");
+    assert!(text.contains("30 rounds, about ") && text.contains(" in all"), "{text}");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: what packets and connections cost.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
@@ -11,32 +11,41 @@ use crate::{
 
 /// Build, then measure what packets and connections cost
 ///
-/// All parts where none is asked for: about ten minutes, of which loading 10,000 services' nftables rules takes one or
-/// two. Interleaved rounds, each row beside its peers: medians and what they are worth. Needs root, and asks sudo for it;
-/// `--crr` also needs `nft` (Debian's package nftables), which is installed where it is missing.
+/// All parts where none is asked for: about a quarter of an hour; `--plan` says what would be measured, and for how long.
+/// Interleaved rounds, each row beside its peers: medians and what they are worth. Needs root, and asks sudo for it; `--crr`
+/// also needs `nft` (Debian's package nftables), which is installed where it is missing.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --packets --json bench.json\n  \
-                        cargo xtask bench --crr -- --rounds 30")]
+#[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --plan\n  \
+                        cargo xtask bench --packets --json bench.json\n  cargo xtask bench --crr --rounds 30\n  \
+                        cargo xtask bench -o readme   # the tables of README.md")]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct Args {
-    /// The programs on packets: nanoseconds a packet, with 1, 1,000 and 20,000 services, beside an empty program
+    /// The programs on packets: nanoseconds a packet, with 1, 1,000 and 20,000 services, IPv6 beside IPv4, over an empty
+    /// program
     #[arg(long)]
     packets: bool,
-    /// Connect, request, response, close: exchanges a second, with 1, 1,000 and 10,000 services, beside the direct way
-    /// and kube-proxy-shaped nftables rules
+    /// Connect, request, response, close: exchanges a second in both families, with 1, 1,000 and (IPv4) 10,000 services,
+    /// beside the direct way and kube-proxy-shaped nftables rules
     #[arg(long)]
     crr: bool,
-    /// The programs at the cgroup: nanoseconds a call of a socket, IPv4 beside IPv6
+    /// The programs at the cgroup: nanoseconds a call of a socket, IPv6 beside IPv4, over an empty program
     #[arg(long)]
     sockets: bool,
-    /// How the figures are printed: table or json
-    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = ["table", "json"])]
+    /// How often each row is measured
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    rounds: u32,
+    /// Only see that everything can be measured: a minute or two, and figures that mean little
+    #[arg(long)]
+    quick: bool,
+    /// Only say what would be measured, and for how long
+    #[arg(long)]
+    plan: bool,
+    /// How the figures are printed: table, json, or readme (the tables of README.md)
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = ["table", "json", "readme"])]
     output: String,
     /// Write the figures to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Further arguments of the benchmark
-    #[arg(last = true)]
-    rest: Vec<OsString>,
 }
 
 /// Runs the verb.
@@ -45,16 +54,22 @@ pub fn verb(args: Args) -> Result<()> {
     let (daemon, bench) = build::daemon_and("bench", Profile::Release)?;
     let mut command = suites::command(&bench, &daemon);
     command.arg("--object").arg(workspace::bench_object());
-    for (asked, flag) in [(args.packets, "--packets"), (args.crr, "--crr"), (args.sockets, "--sockets")] {
+    let flags = [
+        (args.packets, "--packets"),
+        (args.crr, "--crr"),
+        (args.sockets, "--sockets"),
+        (args.quick, "--quick"),
+        (args.plan, "--plan"),
+    ];
+    for (asked, flag) in flags {
         if asked {
             command.arg(flag);
         }
     }
-    command.arg("--output").arg(args.output);
+    command.arg("--rounds").arg(args.rounds.to_string()).arg("--output").arg(args.output);
     if let Some(json) = args.json {
         let json = std::path::absolute(&json).with_context(|| json.display().to_string())?;
         command.arg("--json").arg(json);
     }
-    command.args(args.rest);
     process::become_it(machine::as_root(command)?)
 }

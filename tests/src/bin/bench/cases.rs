@@ -1,13 +1,14 @@
 //! What is measured: a kind of packet each, brought about by real packets before, and checked by what was counted.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use affinity_common::reason::Reason;
-use affinity_tests::packet::{ETHERNET, Packet, Tcp};
+use affinity_tests::packet::{Packet, Tcp};
 use anyhow::{Result, ensure};
 
-use crate::frame::{self, Forget, Step};
-use crate::node::{EGRESS, EMPTY, INGRESS, Kind, Node, PARSE, WRAPPER};
+use crate::frame::{self, Connection, Forget, Forgotten, Step};
+use crate::node::{Kind, Node, Run};
+use crate::version::Version;
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +16,7 @@ pub struct Case {
     /// Its name.
     pub name: &'static str,
     /// The program that is run.
-    program: &'static str,
+    run: Run,
     /// What its packets are counted as; `None` for programs that count nothing.
     counts_as: Option<Reason>,
     /// What is sent.
@@ -38,22 +39,22 @@ enum Packets {
     Fresh(Kind, Step),
 }
 
-const fn case(name: &'static str, program: &'static str, counts_as: Option<Reason>, packets: Packets) -> Case {
-    Case { name, program, counts_as, packets }
+const fn case(name: &'static str, run: Run, counts_as: Option<Reason>, packets: Packets) -> Case {
+    Case { name, run, counts_as, packets }
 }
 
 const fn ingress(name: &'static str, counts_as: Reason, packets: Packets) -> Case {
-    case(name, INGRESS, Some(counts_as), packets)
+    case(name, Run::Ingress, Some(counts_as), packets)
 }
 
 /// A program that does nothing.
-pub const NOTHING: Case = case("empty program", EMPTY, None, Packets::Unrelated(Tcp::ACK));
+pub const NOTHING: Case = case("empty program", Run::Empty, None, Packets::Unrelated(Tcp::ACK));
 /// A program that reads the headers.
-pub const HEADERS: Case = case("parse only", PARSE, None, Packets::Unrelated(Tcp::ACK));
+pub const HEADERS: Case = case("parse only", Run::Parse, None, Packets::Unrelated(Tcp::ACK));
 /// The wrapper alone.
-pub const OVERHEAD: Case = case("wrapper", WRAPPER, None, Packets::Unrelated(Tcp::ACK));
+pub const OVERHEAD: Case = case("wrapper", Run::Wrapper, None, Packets::Unrelated(Tcp::ACK));
 /// The stop watch alone.
-pub const STOP_WATCH: Case = case("stop watch", WRAPPER, None, Packets::Timed);
+pub const STOP_WATCH: Case = case("stop watch", Run::Wrapper, None, Packets::Timed);
 
 /// Not for a service.
 pub const NOT_SERVICE: Case = ingress("not for a service", Reason::NotService, Packets::Unrelated(Tcp::ACK));
@@ -72,17 +73,23 @@ pub const FIRST_HIT: Case =
 pub const FIRST_PLAIN: Case =
     ingress("first packet, no affinity", Reason::Hashed, Packets::First(Kind::Plain, Forget::Connection));
 
+/// A backend's, of an established connection.
+pub const REPLY: Case = case("reply (egress)", Run::Egress, Some(Reason::Reply), Packets::Replies(Kind::Sticky));
+/// First packet, of a client without an affinity entry.
+pub const FIRST_NEW: Case =
+    ingress("first packet, new client", Reason::AffinityNew, Packets::First(Kind::Sticky, Forget::Client));
+
 /// The rows that are measured with every number of services.
 pub const CASES: [Case; 13] = [
     NOT_SERVICE,
     SYN_NOT_SERVICE,
-    case("not a reply (egress)", EGRESS, Some(Reason::NotReply), Packets::Unrelated(Tcp::ACK)),
+    case("not a reply (egress)", Run::Egress, Some(Reason::NotReply), Packets::Unrelated(Tcp::ACK)),
     ESTABLISHED_STICKY,
     ESTABLISHED_PLAIN,
-    case("reply (egress)", EGRESS, Some(Reason::Reply), Packets::Replies(Kind::Sticky)),
+    REPLY,
     ingress("UDP established, affinity", Reason::Established, Packets::Requests(Kind::StickyUdp)),
     FIRST_HIT,
-    ingress("first packet, new client", Reason::AffinityNew, Packets::First(Kind::Sticky, Forget::Client)),
+    FIRST_NEW,
     FIRST_PLAIN,
     FRESH[0],
     FRESH[1],
@@ -100,9 +107,16 @@ pub const FRESH: [Case; 3] = [
 pub const FILL: Case = FRESH[1];
 
 /// The client of established connections.
-const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 11), 40_000);
+fn client(version: Version) -> SocketAddr {
+    let (v4, v6) = (Ipv4Addr::new(10, 244, 0, 0), Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0));
+    SocketAddr::new(version.address(v4, v6, 11), 40_000)
+}
+
 /// Nobody's service, nobody's backend.
-const STRANGER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 7, 7), 8_080);
+fn stranger(version: Version) -> SocketAddr {
+    let (v4, v6) = (Ipv4Addr::new(10, 244, 7, 0), Ipv6Addr::new(0xfd00, 0x10, 0x244, 7, 0, 0, 0, 0));
+    SocketAddr::new(version.address(v4, v6, 7), 8_080)
+}
 
 /// How long a sample takes, by the number of runs.
 #[derive(Clone, Copy, Debug)]
@@ -115,19 +129,21 @@ pub struct Effort {
 
 /// Where the sources of first packets go on, so that none comes twice.
 pub struct Fresh {
-    client: SocketAddrV4,
-    clients: SocketAddrV4,
-}
-
-impl Default for Fresh {
-    fn default() -> Self {
-        let at = |a| SocketAddrV4::new(Ipv4Addr::new(a, 0, 0, 1), 1_024);
-        Self { client: at(20), clients: at(100) }
-    }
+    client: SocketAddr,
+    clients: SocketAddr,
 }
 
 impl Fresh {
-    fn take(&mut self, step: Step, runs: u32) -> SocketAddrV4 {
+    /// Of a family, from the start.
+    pub fn new(version: Version) -> Self {
+        let at = |net: u8| {
+            let (v4, v6) = (Ipv4Addr::new(net, 0, 0, 0), Ipv6Addr::new(0xfd00, 0x10, net.into(), 0, 0, 0, 0, 0));
+            SocketAddr::new(version.address(v4, v6, 1), 1_024)
+        };
+        Self { client: at(20), clients: at(100) }
+    }
+
+    fn take(&mut self, step: Step, runs: u32) -> SocketAddr {
         let next = if step == Step::Address { &mut self.clients } else { &mut self.client };
         let first = *next;
         *next = frame::advance(first, step, runs);
@@ -157,9 +173,9 @@ impl Case {
         // The first of them only warm the caches up for the others.
         let warm_up = runs / 20 + 1;
         let frame = self.frame(node, fresh, warm_up)?;
-        node.run(self.program, &frame, warm_up)?;
+        node.run(self.run, &frame, warm_up)?;
         let frame = self.frame(node, fresh, runs)?;
-        let done = node.run(self.program, &frame, runs)?;
+        let done = node.run(self.run, &frame, runs)?;
         if let Some(reason) = self.counts_as {
             let as_meant = done.counted.iter().find(|(counted, _)| *counted == reason).map_or(0, |(_, n)| *n);
             // A client that starts anew, an entry whose second is over: one in some thousand.
@@ -173,43 +189,51 @@ impl Case {
     }
 
     fn frame(&self, node: &Node, fresh: &mut Fresh, runs: u32) -> Result<Vec<u8>> {
+        let version = node.version;
+        let (client, stranger) = (client(version), stranger(version));
+        // Of a connection with a backend.
+        let forgotten = |kind: Kind, forget, backend| {
+            let (frontend, proto, service) = (kind.frontend(version), kind.proto(), kind.service());
+            Forgotten::of(forget, &Connection { client, frontend, backend, proto, service })
+        };
+        let same = |packet: &Packet, from| frame::repeated(packet, from, Step::Same, &Forgotten::NOTHING);
         Ok(match self.packets {
-            Packets::Unrelated(flags) => {
-                frame::repeated(&frame::tcp(CLIENT, STRANGER, flags), CLIENT, Step::Same, Forget::Nothing)
-            }
+            Packets::Unrelated(flags) => same(&frame::tcp(client, stranger, flags), client),
             Packets::Timed => {
-                frame::repeated(&frame::tcp(CLIENT, STRANGER, Tcp::SYN), CLIENT, Step::Same, Forget::Connection)
+                let forgotten = forgotten(Kind::Sticky, Forget::Connection, stranger)?;
+                frame::repeated(&frame::tcp(client, stranger, Tcp::SYN), client, Step::Same, &forgotten)
             }
             Packets::First(kind, forget) => {
-                open(node, kind)?;
-                frame::repeated(&first(kind, CLIENT), CLIENT, Step::Same, forget)
+                let forgotten = forgotten(kind, forget, open(node, kind)?)?;
+                frame::repeated(&first(kind, client), client, Step::Same, &forgotten)
             }
             Packets::Fresh(kind, step) => {
                 let from = fresh.take(step, runs);
-                frame::repeated(&first(kind, from), from, step, Forget::Nothing)
+                frame::repeated(&first(kind, from), from, step, &Forgotten::NOTHING)
             }
             Packets::Requests(kind) => {
                 open(node, kind)?;
-                frame::repeated(&later(kind, CLIENT, kind.frontend()), CLIENT, Step::Same, Forget::Nothing)
+                same(&later(kind, client, kind.frontend(version)), client)
             }
             Packets::Replies(kind) => {
                 let backend = open(node, kind)?;
-                frame::repeated(&later(kind, backend, CLIENT), backend, Step::Same, Forget::Nothing)
+                same(&later(kind, backend, client), backend)
             }
         })
     }
 }
 
 /// The first packet of a connection.
-fn first(kind: Kind, from: SocketAddrV4) -> Packet {
+fn first(kind: Kind, from: SocketAddr) -> Packet {
+    let to = kind.frontend(Version::of_address(from));
     match kind {
-        Kind::Sticky | Kind::Plain => frame::tcp(from, kind.frontend(), Tcp::SYN),
-        Kind::StickyUdp => frame::udp(from, kind.frontend()),
+        Kind::Sticky | Kind::Plain => frame::tcp(from, to, Tcp::SYN),
+        Kind::StickyUdp => frame::udp(from, to),
     }
 }
 
 /// A later packet of a connection.
-fn later(kind: Kind, from: SocketAddrV4, to: SocketAddrV4) -> Packet {
+fn later(kind: Kind, from: SocketAddr, to: SocketAddr) -> Packet {
     match kind {
         Kind::Sticky | Kind::Plain => frame::tcp(from, to, Tcp::ACK),
         Kind::StickyUdp => frame::udp(from, to),
@@ -217,17 +241,13 @@ fn later(kind: Kind, from: SocketAddrV4, to: SocketAddrV4) -> Packet {
 }
 
 /// Makes the client's connection to a service: both sides have sent something. Returns the backend.
-fn open(node: &Node, kind: Kind) -> Result<SocketAddrV4> {
-    let translated = node.pass(INGRESS, &frame::repeated(&first(kind, CLIENT), CLIENT, Step::Same, Forget::Nothing))?;
-    let at = ETHERNET + 16;
-    let address = <[u8; 4]>::try_from(&translated[at..at + 4])?;
-    let port = u16::from_be_bytes([translated[at + 6], translated[at + 7]]);
-    let backend = SocketAddrV4::new(address.into(), port);
-    ensure!(backend != kind.frontend(), "the first packet to {kind:?} was not translated");
-    for (program, packet, from) in
-        [(EGRESS, later(kind, backend, CLIENT), backend), (INGRESS, later(kind, CLIENT, kind.frontend()), CLIENT)]
-    {
-        node.pass(program, &frame::repeated(&packet, from, Step::Same, Forget::Nothing))?;
-    }
+fn open(node: &Node, kind: Kind) -> Result<SocketAddr> {
+    let (client, frontend) = (client(node.version), kind.frontend(node.version));
+    let pass =
+        |run, packet: &Packet, from| node.pass(run, &frame::repeated(packet, from, Step::Same, &Forgotten::NOTHING));
+    let (_, backend) = frame::ends(&pass(Run::Ingress, &first(kind, client), client)?);
+    ensure!(backend != frontend, "the first packet to {kind:?} was not translated");
+    pass(Run::Egress, &later(kind, backend, client), backend)?;
+    pass(Run::Ingress, &later(kind, client, frontend), client)?;
     Ok(backend)
 }

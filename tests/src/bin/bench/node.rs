@@ -1,8 +1,9 @@
 //! A node: the benchmark's programs, loaded with maps of their own, and so many services in these.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use affinity_common::abi::MAPS;
 use affinity_common::abi::addresses::{self, Address, AddressKey};
 use affinity_common::abi::affinity::{self, Affinity, AffinityKey};
 use affinity_common::abi::backend_stats::{self, BackendStats};
@@ -12,7 +13,7 @@ use affinity_common::abi::counters::{self, Counter};
 use affinity_common::abi::filter::{self, FilterWord, Place};
 use affinity_common::abi::frontends::{self, Frontend, FrontendKey};
 use affinity_common::abi::slots::{self, Slot};
-use affinity_common::family::V4;
+use affinity_common::family::{Family, V4, V6};
 use affinity_common::reason::{Program, Reason};
 use affinity_common::types::{BackendId, Port, Proto, Seconds, ServiceId};
 use affinity_tests::programs::{PASS, Plain};
@@ -25,19 +26,37 @@ use bytemuck::Pod;
 use serde::Serialize;
 
 use crate::frame;
+use crate::version::Version;
 
-/// The programs of the object.
-pub const PROGRAMS: [&str; 5] = [EMPTY, PARSE, WRAPPER, INGRESS, EGRESS];
-/// Returns at once.
-pub const EMPTY: &str = "bench_empty";
-/// Reads the headers.
-pub const PARSE: &str = "bench_parse";
-/// The wrapper alone.
-pub const WRAPPER: &str = "bench_wrapper";
-/// The wrapper and the ingress pipeline.
-pub const INGRESS: &str = "bench_ingress";
-/// The wrapper and the egress pipeline.
-pub const EGRESS: &str = "bench_egress";
+/// A program that is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// Returns at once.
+    Empty,
+    /// Reads the headers.
+    Parse,
+    /// The wrapper alone.
+    Wrapper,
+    /// The wrapper and the ingress pipeline.
+    Ingress,
+    /// The wrapper and the egress pipeline.
+    Egress,
+}
+
+impl Run {
+    const ALL: [Self; 5] = [Self::Empty, Self::Parse, Self::Wrapper, Self::Ingress, Self::Egress];
+
+    /// The program in the object.
+    fn program(self, version: Version) -> &'static str {
+        match self {
+            Self::Empty => "bench_empty",
+            Self::Parse => version.of("bench_parse4", "bench_parse6"),
+            Self::Wrapper => version.of("bench_wrapper4", "bench_wrapper6"),
+            Self::Ingress => version.of("bench_ingress4", "bench_ingress6"),
+            Self::Egress => version.of("bench_egress4", "bench_egress6"),
+        }
+    }
+}
 
 /// How many backends each service has.
 const BACKENDS: u32 = 5;
@@ -61,7 +80,8 @@ impl Kind {
     /// The services that packets are sent to, in the order of their ids; the others are there to be in the way.
     const MEASURED: [Self; 3] = [Self::Sticky, Self::Plain, Self::StickyUdp];
 
-    fn proto(self) -> Proto {
+    /// TCP or UDP.
+    pub fn proto(self) -> Proto {
         if self == Self::StickyUdp { Proto::UDP } else { Proto::TCP }
     }
 
@@ -69,14 +89,33 @@ impl Kind {
         Seconds::new(if self == Self::Plain { 0 } else { 10_800 })
     }
 
+    /// The number of the service.
+    pub fn service(self) -> ServiceId {
+        service(self as u32)
+    }
+
     /// Where the service is reached.
-    pub fn frontend(self) -> SocketAddrV4 {
-        frontend(self as u32)
+    pub fn frontend(self, version: Version) -> SocketAddr {
+        frontend(version, self as u32)
     }
 }
 
-fn frontend(service: u32) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 0, 1)) + service), PORT)
+fn service(number: u32) -> ServiceId {
+    ServiceId { id: number + 1 }
+}
+
+fn frontend(version: Version, service: u32) -> SocketAddr {
+    let (v4, v6) = (Ipv4Addr::new(10, 96, 0, 1), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 1));
+    SocketAddr::new(version.address(v4, v6, service), PORT)
+}
+
+fn backend(version: Version, id: BackendId) -> IpAddr {
+    let (v4, v6) = (Ipv4Addr::new(10, 200, 0, 0), Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 0));
+    version.address(v4, v6, id.id)
+}
+
+fn octets<F: Family>(address: IpAddr) -> Result<F::Addr> {
+    F::from_ip(address).with_context(|| format!("{address} is not of {}", F::NAME))
 }
 
 /// A program as the kernel holds it.
@@ -93,7 +132,7 @@ pub struct ProgramSize {
 }
 
 /// What a series of runs came to.
-pub struct Runs {
+pub struct Done {
     /// Nanoseconds a run: the kernel's measurement.
     pub nanos: f64,
     /// Nanoseconds a run: the wrapper's own measurement.
@@ -105,42 +144,57 @@ pub struct Runs {
 /// The loaded programs and their maps.
 pub struct Node {
     ebpf: Ebpf,
+    /// The family of its services.
+    pub version: Version,
     /// How many services are there beside the measured ones.
     pub others: u32,
 }
 
 impl Node {
     /// Loads the object's programs, with maps of default size but for the slots where these don't suffice.
-    pub fn load(object: &Path, others: u32) -> Result<Self> {
+    pub fn load(object: &Path, version: Version, others: u32) -> Result<Self> {
         let bytes = std::fs::read(object).with_context(|| object.display().to_string())?;
         let services = others + u32::try_from(Kind::MEASURED.len())?;
         let slots = (services * TABLE).max(u32::try_from(slots::DEFAULT_SIZE)?);
-        let mut ebpf = EbpfLoader::new()
-            .override_global("AYA_LOG_LEVEL", &0u8, true)
+        let mut loader = EbpfLoader::new();
+        loader.override_global("AYA_LOG_LEVEL", &0u8, true);
+        // Several nodes stand side by side: what is not measured takes no memory.
+        let other = version.of(V6::NAME, V4::NAME);
+        for spec in MAPS.iter().filter(|spec| spec.resizable) {
+            if spec.name.ends_with(other) || spec.name.starts_with("sockets") {
+                loader.map_max_entries(spec.name, 1024);
+            }
+        }
+        let mut ebpf = loader
             .map_max_entries(slots::SPEC.name, slots)
             .load(&bytes)
             .with_context(|| format!("loading {}", object.display()))?;
-        for name in PROGRAMS {
+        for run in Run::ALL {
+            let name = run.program(version);
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("loading {name}"))?;
         }
         load_stages(&mut ebpf, false)?;
-        let mut node = Self { ebpf, others };
+        let mut node = Self { ebpf, version, others };
         for id in 0..services {
             let kind = Kind::MEASURED.get(id as usize);
-            node.add_service(id, *kind.unwrap_or(if id % 2 == 0 { &Kind::Sticky } else { &Kind::Plain }))?;
+            let kind = *kind.unwrap_or(if id % 2 == 0 { &Kind::Sticky } else { &Kind::Plain });
+            match version {
+                Version::V4 => node.add_service::<V4>(id, kind)?,
+                Version::V6 => node.add_service::<V6>(id, kind)?,
+            }
         }
         Ok(node)
     }
 
-    fn add_service(&mut self, id: u32, kind: Kind) -> Result<()> {
-        let service = ServiceId { id: id + 1 };
+    fn add_service<F: Family>(&mut self, id: u32, kind: Kind) -> Result<()> {
+        let service = service(id);
         let ids: Vec<BackendId> = (1..=BACKENDS).map(|n| BackendId { id: id * BACKENDS + n }).collect();
-        for backend in &ids {
-            let key = BackendKey { service, backend: *backend };
-            let addr = (u32::from(Ipv4Addr::new(10, 200, 0, 0)) + backend.id).to_be_bytes();
-            let value = Backend::<V4> { addr, port: Port::new(8080), flags: ELIGIBLE, zero: 0 };
-            self.hash::<_, Backend<V4>>(backends::spec::<V4>().name)?.insert(Plain(key), Plain(value), 0)?;
+        for id in &ids {
+            let key = BackendKey { service, backend: *id };
+            let addr = octets::<F>(backend(self.version, *id))?;
+            let value = Backend::<F> { addr, port: Port::new(8080), flags: ELIGIBLE, zero: 0 };
+            self.hash::<_, Backend<F>>(backends::spec::<F>().name)?.insert(Plain(key), Plain(value), 0)?;
             let stats = BackendStats::default();
             self.hash::<_, BackendStats>(backend_stats::SPEC.name)?.insert(Plain(key), Plain(stats), 0)?;
         }
@@ -152,24 +206,24 @@ impl Node {
         for (slot, backend) in (first_slot..first_slot + slot_count).zip(ids.iter().cycle()) {
             slots.set(slot, Plain(Slot { backend: *backend }), 0)?;
         }
-        let to = frontend(id);
-        let addr = to.ip().octets();
-        let place = Place::of::<V4>(&addr);
+        let to = frontend(self.version, id);
+        let addr = octets::<F>(to.ip())?;
+        let place = Place::of::<F>(&addr);
         let mut words: Array<_, Plain<FilterWord>> =
             Array::try_from(self.ebpf.map_mut(filter::SERVICES.name).context("no filter")?)?;
         let Plain(word) = words.get(&place.word, 0)?;
         words.set(place.word, Plain(FilterWord { bits: word.bits | place.bit }), 0)?;
-        let address = AddressKey::<V4> { addr };
-        self.hash::<_, Address>(addresses::spec::<V4>().name)?.insert(Plain(address), Plain(Address::default()), 0)?;
-        let key = FrontendKey::<V4>::new(addr, Port::new(to.port()), kind.proto());
+        let address = AddressKey::<F> { addr };
+        self.hash::<_, Address>(addresses::spec::<F>().name)?.insert(Plain(address), Plain(Address::default()), 0)?;
+        let key = FrontendKey::<F>::new(addr, Port::new(to.port()), kind.proto());
         let seed = id.wrapping_mul(0x9e37_79b9);
         let value = Frontend { service, seed, first_slot, slot_count, timeout: kind.timeout(), scope: 0 };
-        self.hash::<_, Frontend>(frontends::spec::<V4>().name)?.insert(Plain(key), Plain(value), 0)?;
+        self.hash::<_, Frontend>(frontends::spec::<F>().name)?.insert(Plain(key), Plain(value), 0)?;
         Ok(())
     }
 
     /// Runs a program so many times on a frame.
-    pub fn run(&self, program: &str, frame: &[u8], repeat: u32) -> Result<Runs> {
+    pub fn run(&self, program: Run, frame: &[u8], repeat: u32) -> Result<Done> {
         let before = self.counters()?;
         let mut out = vec![0; frame.len()];
         let options =
@@ -181,32 +235,39 @@ impl Node {
             counted.map(|(reason, (before, after))| (reason, after - before)).filter(|(_, n)| *n > 0).collect();
         let nanos = f64::from(u32::try_from(result.duration.as_nanos())?);
         let watch = frame::watch(&out).context("a frame without a stop watch")?;
-        Ok(Runs { nanos, watch: f64::from(u32::try_from(watch)?) / f64::from(repeat), counted })
+        Ok(Done { nanos, watch: f64::from(u32::try_from(watch)?) / f64::from(repeat), counted })
     }
 
     /// Runs a program once on a frame and returns the frame that comes out of it.
-    pub fn pass(&self, program: &str, frame: &[u8]) -> Result<Vec<u8>> {
+    pub fn pass(&self, program: Run, frame: &[u8]) -> Result<Vec<u8>> {
         let mut out = vec![0; frame.len()];
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
         let result = self.program(program)?.test_run(options)?;
-        ensure!(result.return_value.cast_signed() == PASS, "{program} returned {}", result.return_value);
+        ensure!(result.return_value.cast_signed() == PASS, "{program:?} returned {}", result.return_value);
         Ok(out)
     }
 
     /// Forgets every connection and every client.
     pub fn forget(&mut self) -> Result<()> {
-        self.clear::<ConntrackKey<V4>, Conntrack<V4>>(conntrack::spec::<V4>().name)?;
-        self.clear::<AffinityKey<V4>, Affinity>(affinity::spec::<V4>().name)
+        match self.version {
+            Version::V4 => self.forget_all::<V4>(),
+            Version::V6 => self.forget_all::<V6>(),
+        }
+    }
+
+    fn forget_all<F: Family>(&mut self) -> Result<()> {
+        self.clear::<ConntrackKey<F>, Conntrack<F>>(conntrack::spec::<F>().name)?;
+        self.clear::<AffinityKey<F>, Affinity>(affinity::spec::<F>().name)
     }
 
     /// What the kernel made of the programs.
     pub fn sizes(&self) -> Result<Vec<ProgramSize>> {
-        PROGRAMS
+        Run::ALL
             .into_iter()
-            .map(|name| {
-                let info = self.program(name)?.info()?;
+            .map(|run| {
+                let info = self.program(run)?.info()?;
                 Ok(ProgramSize {
-                    name,
+                    name: run.program(self.version),
                     translated_bytes: info.size_translated().unwrap_or_default(),
                     machine_bytes: info.size_jitted(),
                     verified_instructions: info.verified_instruction_count().unwrap_or_default(),
@@ -215,7 +276,8 @@ impl Node {
             .collect()
     }
 
-    fn program(&self, name: &str) -> Result<&SchedClassifier> {
+    fn program(&self, run: Run) -> Result<&SchedClassifier> {
+        let name = run.program(self.version);
         Ok(self.ebpf.program(name).with_context(|| format!("no program {name}"))?.try_into()?)
     }
 

@@ -1,23 +1,29 @@
 //! What the programs at the cgroup cost, by the kernel's own statistics of them (`BPF_ENABLE_STATS`): a call of a real socket
-//! is what runs them. Rows take turns in rounds, in another order each time.
+//! is what runs them. Rows take turns in rounds, in another order each time. An empty program at the same hook sees the same
+//! calls, so that what the statistics themselves take, and the call of a program, is known of each sample.
 
+use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
+use affinity_common::abi::MAPS;
 use affinity_tests::cgroup::ThreadCgroup;
 use affinity_tests::daemon::{Daemon, DaemonOptions, PIN_DIR, SourceDir};
 use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::topology::{Families, Lab, LabOptions};
 use anyhow::{Context as _, Result};
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::loaded_programs;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, loaded_programs};
 use aya::sys::{Stats, enable_stats};
-use comfy_table::{CellAlignment, Table, presets};
+use aya::{Ebpf, EbpfLoader};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::figures::{Interval, Samples};
+use crate::report::{align, interval, ratio, table};
+use crate::version::Version;
 
 /// A service with affinity, in either family.
 const STICKY: [&str; 2] = ["10.96.0.10:80", "[fd00:10:96::10]:80"];
@@ -48,12 +54,12 @@ impl Call {
         }
     }
 
-    const fn link(self, is_ipv4: bool) -> &'static str {
-        match (self, is_ipv4) {
-            (Self::Send, true) => "cgroup-sendmsg4",
-            (Self::Send, false) => "cgroup-sendmsg6",
-            (_, true) => "cgroup-connect4",
-            (_, false) => "cgroup-connect6",
+    const fn hook(self, version: Version) -> &'static str {
+        match (self, version) {
+            (Self::Send, Version::V4) => "sendmsg4",
+            (Self::Send, Version::V6) => "sendmsg6",
+            (_, Version::V4) => "connect4",
+            (_, Version::V6) => "connect6",
         }
     }
 }
@@ -89,10 +95,16 @@ pub struct Row {
     pub call: Call,
     /// Whom it names.
     pub named: Named,
-    /// 4 or 6.
-    pub version: u8,
+    /// The address's family.
+    pub version: Version,
     /// Nanoseconds a run of the program, those of the statistics included.
     pub nanos: Interval,
+    /// Nanoseconds a run of an empty program at the same hook, in the same calls.
+    pub empty: Interval,
+    /// The one less the other, call by call.
+    pub over_empty: Interval,
+    /// Of an IPv6 row: how many times that of IPv4's, both over the empty program, round by round.
+    pub to_ipv4: Option<Interval>,
 }
 
 /// A goal and what became of it.
@@ -125,46 +137,127 @@ pub struct Calls {
 const CILIUM: &str =
     "Cilium's connect4, by the same method on another machine: 315 again, 1764 new (with its affinity)";
 
+/// How many rows there are.
+pub const ROWS: usize = Call::ALL.len() * Named::ALL.len() * Version::ALL.len();
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Samples of each row.
+    pub rounds: u32,
+    /// Calls of a sample.
+    pub calls: u32,
+}
+
+/// A row while it is measured.
+struct Measured {
+    call: Call,
+    named: Named,
+    version: Version,
+    /// The number of Affinity's program.
+    program: u32,
+    /// That of the empty one.
+    empty_program: u32,
+    samples: Samples,
+    empty: Samples,
+}
+
 /// Measures every row.
-pub fn measure(rounds: u32, calls: u32, bar: &ProgressBar) -> Result<Calls> {
-    bar.set_message("setting up a lab for sockets");
+pub fn measure(object: &Path, setting: Setting, bar: &ProgressBar) -> Result<Calls> {
+    let Setting { rounds, calls } = setting;
+    bar.set_message("sockets: setting up a lab");
     let site = Site::new()?;
+    let empty = Empty::attach(object, &site.cgroup)?;
     let _counting = enable_stats(Stats::RunTime)?;
     let mut rows = Vec::new();
     for call in Call::ALL {
         for named in Named::ALL {
-            for (family, version) in [(0, 4), (1, 6)] {
-                let program = site.program(call.link(family == 0))?;
-                rows.push((call, named, family, version, program, Samples::default()));
+            for version in Version::ALL {
+                let hook = call.hook(version);
+                let (program, empty_program) = (site.program(hook)?, empty.program(hook)?);
+                let (samples, empty) = <(Samples, Samples)>::default();
+                rows.push(Measured { call, named, version, program, empty_program, samples, empty });
             }
         }
     }
-    bar.set_position(0);
+    bar.reset();
     bar.set_length(u64::from(rounds) * rows.len() as u64);
     for round in 1..=rounds {
         bar.set_message(format!("sockets: round {round} of {rounds}"));
         let mut order: Vec<usize> = (0..rows.len()).collect();
         fastrand::shuffle(&mut order);
         for index in order {
-            let (call, named, family, _, program, samples) = &mut rows[index];
-            samples.push(site.sample(*call, site.address(*named, *family)?, *program, calls)?);
+            let row = &mut rows[index];
+            let to = site.address(row.named, row.version)?;
+            let [own, empty] = site.sample(row.call, to, [row.program, row.empty_program], calls)?;
+            row.samples.push(own);
+            row.empty.push(empty);
             bar.inc(1);
         }
     }
-    let rows: Vec<Row> = rows
-        .into_iter()
-        .map(|(call, named, _, version, _, samples)| Row { call, named, version, nanos: samples.interval() })
-        .collect();
-    let median = |call: Call, version: u8| {
-        let of = |row: &&Row| row.call == call && row.named == Named::Sticky && row.version == version;
-        rows.iter().find(of).map_or(f64::NAN, |row| row.nanos.median)
+    let over_empty = |row: &Measured| row.samples.over(&row.empty);
+    let peer = |row: &Measured| {
+        let is_peer = |other: &&Measured| other.version == Version::V4 && row.version == Version::V6;
+        rows.iter().filter(is_peer).find(|other| (other.call, other.named) == (row.call, row.named))
     };
+    let rows: Vec<Row> = rows
+        .iter()
+        .map(|row| Row {
+            call: row.call,
+            named: row.named,
+            version: row.version,
+            nanos: row.samples.interval(),
+            empty: row.empty.interval(),
+            over_empty: over_empty(row).interval(),
+            to_ipv4: peer(row).map(|peer| over_empty(row).ratio_to(&over_empty(peer)).interval()),
+        })
+        .collect();
+    let median = |call: Call| find(&rows, call, Named::Sticky, Version::V4).map_or(f64::NAN, |row| row.nanos.median);
     let goals = [
-        ("connect4, the same socket again, with affinity", median(Call::Reconnect, 4), 180.0),
-        ("connect4, a new socket, with affinity", median(Call::Fresh, 4), 850.0),
+        ("connect4, the same socket again, with affinity", median(Call::Reconnect), 180.0),
+        ("connect4, a new socket, with affinity", median(Call::Fresh), 850.0),
     ];
     let goals = goals.map(|(name, measured, limit)| Goal { name, limit, measured, met: measured <= limit }).into();
     Ok(Calls { rounds, repeated: calls, rows, goals })
+}
+
+/// The row of a setting.
+pub fn find(rows: &[Row], call: Call, named: Named, version: Version) -> Option<&Row> {
+    rows.iter().find(|row| (row.call, row.named, row.version) == (call, named, version))
+}
+
+/// Empty programs at the hooks that are measured.
+struct Empty(Ebpf);
+
+impl Empty {
+    /// Attaches them beside the daemon's.
+    fn attach(object: &Path, cgroup: &ThreadCgroup) -> Result<Self> {
+        let bytes = std::fs::read(object).with_context(|| object.display().to_string())?;
+        let mut loader = EbpfLoader::new();
+        for spec in MAPS.iter().filter(|spec| spec.resizable) {
+            // Theirs are not used.
+            loader.map_max_entries(spec.name, 1024);
+        }
+        let mut ebpf = loader.load(&bytes).with_context(|| format!("loading {}", object.display()))?;
+        let directory = File::open(cgroup.path()).with_context(|| cgroup.path().display().to_string())?;
+        for call in [Call::Fresh, Call::Send] {
+            for version in Version::ALL {
+                let name = format!("bench_{}", call.hook(version));
+                let program = ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?;
+                let program: &mut CgroupSockAddr = program.try_into()?;
+                program.load().with_context(|| format!("loading {name}"))?;
+                program.attach(&directory, CgroupAttachMode::Single).with_context(|| format!("attaching {name}"))?;
+            }
+        }
+        Ok(Self(ebpf))
+    }
+
+    /// The number of a hook's.
+    fn program(&self, hook: &str) -> Result<u32> {
+        let program: &CgroupSockAddr =
+            self.0.program(&format!("bench_{hook}")).context("no such program")?.try_into()?;
+        Ok(program.info()?.id())
+    }
 }
 
 /// A client, a node and pods, and a daemon that serves this thread's sockets.
@@ -202,7 +295,8 @@ impl Site {
         Ok(Self { _daemon: daemon, lab, _source: source, _namespaces: namespaces, cgroup })
     }
 
-    fn address(&self, named: Named, family: usize) -> Result<SocketAddr> {
+    fn address(&self, named: Named, version: Version) -> Result<SocketAddr> {
+        let family = version.of(0, 1);
         Ok(match named {
             Named::Sticky => STICKY[family].parse()?,
             Named::Plain => PLAIN[family].parse()?,
@@ -210,18 +304,18 @@ impl Site {
         })
     }
 
-    /// The number of the program in a link.
-    fn program(&self, link: &str) -> Result<u32> {
-        let path = format!("{PIN_DIR}/links/{link}");
+    /// The number of the program at a hook.
+    fn program(&self, hook: &str) -> Result<u32> {
+        let path = format!("{PIN_DIR}/links/cgroup-{hook}");
         self.lab.node.mounts.enter(move || {
             let link: FdLink = PinnedLink::from_pin(path)?.into();
             Ok(link.info()?.program_id())
         })
     }
 
-    /// Nanoseconds a run of a program while a client's sockets make so many calls.
-    fn sample(&self, call: Call, to: SocketAddr, program: u32, calls: u32) -> Result<f64> {
-        let before = read(program)?;
+    /// Nanoseconds a run of each program while a client's sockets make so many calls.
+    fn sample(&self, call: Call, to: SocketAddr, programs: [u32; 2], calls: u32) -> Result<[f64; 2]> {
+        let before = programs.map(read);
         self.lab.clients[0].netns.enter(|| {
             self.cgroup.join()?;
             let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
@@ -236,8 +330,12 @@ impl Site {
             }
             Ok(())
         })?;
-        let after = read(program)?;
-        Ok((after.0 - before.0) / (after.1 - before.1))
+        let mut nanos = [0.0; 2];
+        for ((nanos, before), program) in nanos.iter_mut().zip(before).zip(programs) {
+            let (before, after) = (before?, read(program)?);
+            *nanos = (after.0 - before.0) / (after.1 - before.1);
+        }
+        Ok(nanos)
     }
 }
 
@@ -252,34 +350,33 @@ fn read(program: u32) -> Result<(f64, f64)> {
 impl Calls {
     /// The tables that people read.
     pub fn print(&self) {
-        let mut table = Table::new();
-        table.load_style(presets::ASCII_MARKDOWN);
-        table.set_header(["call", "names", "IPv4", "IPv6", "ratio"]);
-        for row in self.rows.iter().filter(|row| row.version == 4) {
-            let same = |other: &&Row| other.version == 6 && (other.call, other.named) == (row.call, row.named);
-            let Some(other) = self.rows.iter().find(same) else { continue };
-            let text = |it: &Interval| format!("{:.0} ({:.0}-{:.0})", it.median, it.lower, it.upper);
-            let ratio = format!("{:.2}", other.nanos.median / row.nanos.median);
-            table.add_row([
+        let mut rows = table(&["call", "names", "IPv4", "over empty", "IPv6", "over empty", "IPv6 to IPv4"]);
+        for row in self.rows.iter().filter(|row| row.version == Version::V4) {
+            let Some(other) = find(&self.rows, row.call, row.named, Version::V6) else { continue };
+            rows.add_row([
                 row.call.name().to_owned(),
                 row.named.name().to_owned(),
-                text(&row.nanos),
-                text(&other.nanos),
-                ratio,
+                interval(&row.nanos),
+                interval(&row.over_empty),
+                interval(&other.nanos),
+                interval(&other.over_empty),
+                other.to_ipv4.as_ref().map(ratio).unwrap_or_default(),
             ]);
         }
-        for column in 2..5 {
-            table.column_mut(column).into_iter().for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-        }
-        println!("{table}\n");
+        println!("{}\n", align(&mut rows));
+        let empty = self.rows.iter().map(|row| row.empty.median);
+        let (least, most) = empty.fold((f64::INFINITY, 0.0), |(least, most), it| (it.min(least), it.max(most)));
         println!(
-            "Nanoseconds a run of the program at the cgroup, by the kernel's statistics, which take some 50 of them: median of {}\n\
-             rounds of {} calls of UDP sockets (its confidence interval of 95 %). {CILIUM}.\n",
+            "Nanoseconds a run of the program at the cgroup, by the kernel's statistics, and over an empty program that sees the\n\
+             same calls ({least:.0} to {most:.0}, nearly all of it the statistics' own): median of {} rounds of {} calls of UDP\n\
+             sockets (its confidence interval of 95 %); IPv6's ratio to IPv4 over the empty program, round by round.\n{CILIUM}.\n",
             self.rounds, self.repeated
         );
+        let mut goals = table(&["goal", "at most", "measured", ""]);
         for Goal { name, limit, measured, met } in &self.goals {
-            println!("{name}: {measured:.0}, at most {limit:.0}: {}", if *met { "met" } else { "missed" });
+            let met = if *met { "met" } else { "missed" };
+            goals.add_row([(*name).to_owned(), format!("{limit:.0}"), format!("{measured:.0}"), met.to_owned()]);
         }
-        println!();
+        println!("{}\n", align(&mut goals));
     }
 }

@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Serves on every address of the backend until the process ends: answers each byte by one, and closes after the client.
 pub fn serve(backend: &Host, port: u16) -> Result<()> {
+    // Of the lab's one family.
     let address = SocketAddr::new(backend.ip(), port);
     let socket = backend.netns.enter(|| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;

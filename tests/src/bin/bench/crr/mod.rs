@@ -15,18 +15,36 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::figures::{Interval, Samples};
-use crate::report::{align, table};
+use crate::report::{align, interval, table};
+use crate::version::Version;
 use site::{Site, Way};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
-pub struct Effort {
+pub struct Setting {
     /// Samples of each row.
     pub rounds: u32,
     /// How long a sample takes.
     pub sample: Duration,
-    /// Numbers of services beside the measured one.
-    pub services: &'static [u32],
+    /// Numbers of services beside the measured one, of IPv4 and of IPv6.
+    pub services: [&'static [u32]; 2],
+}
+
+impl Setting {
+    /// The ways, each with its number of services, where it has to do with services.
+    fn ways(self, version: Version) -> Vec<(Way, Option<u32>)> {
+        let [v4, v6] = self.services;
+        let services = version.of(v4, v6);
+        let alone = [Way::Direct, Way::DirectTracked].map(|way| (way, None));
+        let served = [Way::Nftables, Way::Tc, Way::SocketLb];
+        let served = served.iter().flat_map(|way| services.iter().map(|services| (*way, Some(*services))));
+        alone.into_iter().chain(served).collect()
+    }
+}
+
+/// How many rows there are.
+pub fn rows(setting: Setting) -> usize {
+    Version::ALL.iter().map(|version| setting.ways(*version).len() * THREADS.len()).sum()
 }
 
 /// What came of it.
@@ -47,6 +65,8 @@ pub struct Rates {
 pub struct Row {
     /// The way.
     pub way: Way,
+    /// The family of the client's and the backends' addresses.
+    pub version: Version,
     /// Services beside the measured one; none where the rows have nothing to do with services.
     pub services: Option<u32>,
     /// How many threads the client had.
@@ -80,6 +100,7 @@ const OF_TRACKED: f64 = 0.98;
 /// A row while it is measured.
 struct Measured {
     way: Way,
+    version: Version,
     services: Option<u32>,
     threads: usize,
     /// The index of its site.
@@ -89,51 +110,63 @@ struct Measured {
 }
 
 /// Builds every way and measures.
-pub fn measure(effort: Effort, bar: &ProgressBar) -> Result<Rates> {
+pub fn measure(setting: Setting, bar: &ProgressBar) -> Result<Rates> {
     let mut sites = Vec::new();
     let mut measured: Vec<Measured> = Vec::new();
-    let alone = [Way::Direct, Way::DirectTracked].map(|way| (way, None));
-    let served = [Way::Nftables, Way::Tc, Way::SocketLb];
-    let served = served.iter().flat_map(|way| effort.services.iter().map(|services| (*way, Some(*services))));
-    for (way, services) in alone.into_iter().chain(served) {
+    let ways =
+        Version::ALL.into_iter().flat_map(|version| setting.ways(version).into_iter().map(move |way| (version, way)));
+    let ways: Vec<_> = ways.collect();
+    bar.set_length(ways.len() as u64);
+    for (version, (way, services)) in ways {
         let others = services.map_or(String::new(), |n| format!(", {n} services"));
-        bar.set_message(format!("building: {}{others}", way.name()));
-        let site = Site::new(way, services.unwrap_or(0)).with_context(|| way.name())?;
-        let row =
-            |threads| Measured { way, services, threads, site: sites.len(), samples: Samples::default(), failed: 0 };
-        measured.extend(THREADS.map(row));
+        bar.set_message(format!("crr: building {}, {}{others}", way.name(), version.name()));
+        let what = || format!("{}, {}", way.name(), version.name());
+        let site = Site::new(way, version, services.unwrap_or(0)).with_context(what)?;
+        measured.extend(THREADS.map(|threads| Measured {
+            way,
+            version,
+            services,
+            threads,
+            site: sites.len(),
+            samples: Samples::default(),
+            failed: 0,
+        }));
         sites.push(site);
+        bar.inc(1);
     }
     // Not counted: neighbours are found, caches filled.
     for site in &sites {
         site.run(1, Duration::from_millis(50))?;
         site.check()?;
     }
-    bar.set_position(0);
-    bar.set_length(u64::from(effort.rounds) * measured.len() as u64);
-    for round in 1..=effort.rounds {
-        bar.set_message(format!("exchanges: round {round} of {}", effort.rounds));
+    bar.reset();
+    bar.set_length(u64::from(setting.rounds) * measured.len() as u64);
+    for round in 1..=setting.rounds {
+        bar.set_message(format!("crr: round {round} of {}", setting.rounds));
         let mut order: Vec<usize> = (0..measured.len()).collect();
         fastrand::shuffle(&mut order);
         for index in order {
             let row = &mut measured[index];
-            let done = sites[row.site].run(row.threads, effort.sample)?;
+            let done = sites[row.site].run(row.threads, setting.sample)?;
             row.samples.push(done.rate);
             row.failed += done.failed;
             bar.inc(1);
         }
     }
     let rows = measured.iter().map(|row| {
-        let base = find(&measured, Way::DirectTracked, None, row.threads)?;
+        let base = peer(&measured, row, Way::DirectTracked, None)?;
         let (rate, ratio) = (row.samples.interval(), row.samples.ratio_to(base).interval());
-        Ok(Row { way: row.way, services: row.services, threads: row.threads, rate, ratio, failed: row.failed })
+        let Measured { way, version, services, threads, failed, .. } = *row;
+        Ok(Row { way, version, services, threads, rate, ratio, failed })
     });
     let rows = rows.collect::<Result<_>>()?;
-    Ok(Rates { rounds: effort.rounds, sample_ms: effort.sample.as_millis(), rows, goals: goals(&measured)? })
+    Ok(Rates { rounds: setting.rounds, sample_ms: setting.sample.as_millis(), rows, goals: goals(&measured)? })
 }
 
-fn find(rows: &[Measured], way: Way, services: Option<u32>, threads: usize) -> Result<&Samples> {
-    let row = rows.iter().find(|row| (row.way, row.services, row.threads) == (way, services, threads));
+/// The samples of another way of the same family, by as many threads.
+fn peer<'a>(rows: &'a [Measured], of: &Measured, way: Way, services: Option<u32>) -> Result<&'a Samples> {
+    let wanted = (way, of.version, services, of.threads);
+    let row = rows.iter().find(|row| (row.way, row.version, row.services, row.threads) == wanted);
     Ok(&row.with_context(|| format!("{} was not measured", way.name()))?.samples)
 }
 
@@ -141,11 +174,11 @@ fn find(rows: &[Measured], way: Way, services: Option<u32>, threads: usize) -> R
 fn goals(measured: &[Measured]) -> Result<Vec<Goal>> {
     let mut goals = Vec::new();
     for row in measured.iter().filter(|row| row.way == Way::SocketLb) {
-        let of =
-            |way, services| anyhow::Ok(row.samples.ratio_to(find(measured, way, services, row.threads)?).interval());
+        let of = |way, services| anyhow::Ok(row.samples.ratio_to(peer(measured, row, way, services)?).interval());
         let tracked = of(Way::DirectTracked, None)?;
         let rules = of(Way::Nftables, row.services)?;
-        let setting = format!("{} thread(s), {} services", row.threads, row.services.unwrap_or(0));
+        let version = row.version.name();
+        let setting = format!("{version}, {} thread(s), {} services", row.threads, row.services.unwrap_or(0));
         goals.push(Goal {
             name: format!("socket-LB to direct with conntrack, {setting}"),
             ratio: tracked,
@@ -165,11 +198,13 @@ fn goals(measured: &[Measured]) -> Result<Vec<Goal>> {
 impl Rates {
     /// The tables that people read.
     pub fn print(&self) {
-        println!("{}\n", self.rows_table());
+        for version in Version::ALL {
+            println!("{}\n", self.rows_table(version));
+        }
         println!(
             "Connect, request, response, close: exchanges a second from one namespace to another, {} rounds of {} ms: median\n\
              (its confidence interval of 95 %, by order statistics); behind it, how many times the direct way with\n\
-             connections tracked, round by round. The rows without conntrack have no netfilter hook on their way, which is\n\
+             connections tracked in the same family, round by round. The rows without conntrack have no netfilter hook on their way, which is\n\
              checked. The measured service has affinity and two backends; the services are there beside it.\n",
             self.rounds, self.sample_ms
         );
@@ -181,18 +216,18 @@ impl Rates {
         println!("{}\n", align(&mut goals));
     }
 
-    fn rows_table(&self) -> Table {
-        let mut head = vec!["exchanges a second".to_owned(), "services".to_owned()];
+    fn rows_table(&self, version: Version) -> Table {
+        let mut head = vec![format!("exchanges a second, {}", version.name()), "services".to_owned()];
         for threads in THREADS {
             head.extend([format!("{threads} thread(s)"), "ratio".to_owned()]);
         }
         let mut table = table(&head);
-        for first in self.rows.iter().filter(|row| row.threads == THREADS[0]) {
-            let same = |row: &&Row| (row.way, row.services) == (first.way, first.services);
+        for first in self.rows.iter().filter(|row| row.version == version && row.threads == THREADS[0]) {
+            let same = |row: &&Row| (row.way, row.version, row.services) == (first.way, first.version, first.services);
             let mut cells =
                 vec![first.way.name().to_owned(), first.services.map_or_else(String::new, |n| n.to_string())];
             for Row { rate, ratio, .. } in self.rows.iter().filter(same) {
-                cells.push(format!("{:.0} ({:.0}-{:.0})", rate.median, rate.lower, rate.upper));
+                cells.push(interval(rate));
                 cells.push(ratio_text(ratio));
             }
             table.add_row(cells);
@@ -201,7 +236,8 @@ impl Rates {
     }
 }
 
-fn ratio_text(ratio: &Interval) -> String {
+/// To three places: a part in a hundred is what these are about.
+pub fn ratio_text(ratio: &Interval) -> String {
     format!("{:.3} ({:.3}-{:.3})", ratio.median, ratio.lower, ratio.upper)
 }
 
@@ -214,7 +250,7 @@ mod tests {
         for rate in rates {
             samples.push(rate.into());
         }
-        Measured { way, services, threads: 1, site: 0, samples, failed: 0 }
+        Measured { way, version: Version::V6, services, threads: 1, site: 0, samples, failed: 0 }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! nftables rules of the shape that kube-proxy's nftables mode writes, and the least that has connections tracked.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::version::Version;
 
 /// Has connections tracked, and does nothing else.
 pub const TRACK: &str =
@@ -13,11 +15,12 @@ pub const TRACK: &str =
 /// in `service-ips`, a chain for each service and each endpoint, an affinity set for each endpoint.
 pub fn kube_proxy(to: SocketAddr, backends: &[SocketAddr], others: u32) -> String {
     let mut rules = String::from(FRAME);
+    let version = Version::of_address(to);
     let measured = Service { id: "m".to_owned(), to, backends: backends.to_vec(), sticky: true };
     let others = (1..=others).map(|number| {
-        let at = |a| IpAddr::from(Ipv4Addr::from_bits(Ipv4Addr::new(10, a, 0, 0).to_bits() + number));
-        let backends = vec![SocketAddr::new(at(3), 8080), SocketAddr::new(at(4), 8080)];
-        Service { id: number.to_string(), to: SocketAddr::new(at(97), 80), backends, sticky: false }
+        let [address, backends @ ..] = other(to, number);
+        let backends = backends.map(|address| SocketAddr::new(address, 8080)).into();
+        Service { id: number.to_string(), to: SocketAddr::new(address, 80), backends, sticky: false }
     });
     let services: Vec<Service> = [measured].into_iter().chain(others).collect();
     for service in &services {
@@ -27,11 +30,36 @@ pub fn kube_proxy(to: SocketAddr, backends: &[SocketAddr], others: u32) -> Strin
     let ips =
         elements(&|service| format!("{} . tcp . {} : goto service-{}", service.to.ip(), service.to.port(), service.id));
     let addresses = elements(&|service| service.to.ip().to_string());
-    rules
-        + &format!(
-            "map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {ips} }} }}\n\
+    let _ = write!(
+        rules,
+        "map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {ips} }} }}\n\
          {HOOKS}}}\nadd element ip kube-proxy cluster-ips {{ {addresses} }}\n"
-        )
+    );
+    match version {
+        Version::V4 => rules,
+        // The same but for the names of what is of the family, and the addresses that the frame has.
+        Version::V6 => V6.iter().fold(rules, |rules, (v4, v6)| rules.replace(v4, v6)),
+    }
+}
+
+/// IPv4's words and IPv6's.
+const V6: [(&str, &str); 8] = [
+    ("table ip ", "table ip6 "),
+    ("element ip ", "element ip6 "),
+    ("ipv4_addr", "ipv6_addr"),
+    ("ip saddr", "ip6 saddr"),
+    ("ip daddr", "ip6 daddr"),
+    ("198.51.100.11", "fd00:c5::11"),
+    ("10.244.0.0/16", "fd00:10:244::/48"),
+    ("10.96.0.0/12", "fd00:10:96::/108"),
+];
+
+/// The address of another service, and those of its backends, of the measured one's family.
+pub fn other(than: SocketAddr, number: u32) -> [IpAddr; 3] {
+    [97, 3, 4].map(|net: u8| {
+        let v6 = Ipv6Addr::new(0xfd00, 0x10, net.into(), 0, 0, 0, 0, 0);
+        Version::of_address(than).address(Ipv4Addr::new(10, net, 0, 0), v6, number)
+    })
 }
 
 struct Service {
@@ -111,5 +139,16 @@ mod tests {
         assert_eq!(rules.matches("chain service-").count(), 302, "300 services, the measured one, and a check");
         assert_eq!(rules.matches("update @affinity-ep-").count(), 2);
         assert!(rules.contains("dnat to 10.244.0.102:8080"), "{rules}");
+    }
+    #[test]
+    fn ipv6_s_rules_have_nothing_of_ipv4_s() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let rules = kube_proxy(at("[fd00:10:96::10]:80"), &[at("[fd00:10:244::101]:8080")], 2);
+        assert!(rules.starts_with("table ip6 kube-proxy {") && rules.contains("add element ip6 kube-proxy"), "{rules}");
+        assert!(rules.contains("dnat to [fd00:10:244::101]:8080"), "{rules}");
+        assert!(rules.contains("fd00:10:61::2 . tcp . 80 : goto service-2 }"), "{rules}");
+        for word in [" ip ", "ip saddr", "ip daddr", "ipv4", "10.", "198."] {
+            assert!(!rules.contains(word), "{word}: {rules}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A client, a node and two backends in namespaces of their own, with one way from the client to the backends.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::thread;
@@ -9,20 +9,19 @@ use std::time::Duration;
 use affinity_tests::cgroup::ThreadCgroup;
 use affinity_tests::daemon::{Daemon, DaemonOptions, SourceDir};
 use affinity_tests::objects::{Endpoint, ServiceObject, SliceObject, to_yaml};
-use affinity_tests::topology::{Lab, LabOptions};
+use affinity_tests::topology::{Families, Host, Lab, LabOptions};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use tempfile::TempDir;
 
 use super::load::{self, Done};
 use super::rules;
+use crate::version::Version;
 
-/// Where the measured service is reached by TCP and by UDP; it has affinity.
-pub const SERVICE: &str = "10.96.0.10:80";
-/// The same without affinity.
-pub const PLAIN: &str = "10.96.0.20:80";
+/// Where the measured service is reached; it has affinity.
+const SERVICE: [&str; 2] = ["10.96.0.10:80", "[fd00:10:96::10]:80"];
 /// Where backends serve.
-pub const PORT: u16 = 8080;
+const PORT: u16 = 8080;
 
 /// How the client's connections get to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,23 +65,25 @@ pub struct Site {
     source: SourceDir,
     namespaces: TempDir,
     /// What the client's threads are in, where sockets are served.
-    pub cgroup: Option<ThreadCgroup>,
+    cgroup: Option<ThreadCgroup>,
     /// The namespaces.
-    pub lab: Lab,
+    lab: Lab,
     way: Way,
     to: SocketAddr,
 }
 
 impl Site {
-    /// Builds it with so many services beside the measured ones.
-    pub fn new(way: Way, others: u32) -> Result<Self> {
-        let lab = Lab::new(LabOptions { clients: 1, backends: 2, ..LabOptions::default() })?;
+    /// Builds it with so many services beside the measured one.
+    pub fn new(way: Way, version: Version, others: u32) -> Result<Self> {
+        let families = version.of(Families::V4, Families::V6);
+        let lab = Lab::new(LabOptions { clients: 1, backends: 2, families, ..LabOptions::default() })?;
         quicken(&lab)?;
         for backend in &lab.backends {
             load::serve(backend, PORT)?;
         }
         let backends: Vec<SocketAddr> = lab.backends.iter().map(|host| SocketAddr::new(host.ip(), PORT)).collect();
-        let service: SocketAddr = SERVICE.parse()?;
+        let [v4, v6] = SERVICE;
+        let service: SocketAddr = version.of(v4, v6).parse()?;
         let (source, namespaces) = (SourceDir::new()?, tempfile::Builder::new().prefix("affinity-netns-").tempdir()?);
         let mut site = Self { daemon: None, source, namespaces, cgroup: None, lab, way, to: service };
         match way {
@@ -138,8 +139,8 @@ impl Site {
     }
 
     fn start(&mut self, others: u32) -> Result<()> {
-        let addresses: Vec<_> = self.lab.backends.iter().map(affinity_tests::topology::Host::ip).collect();
-        write(&self.source, &addresses, others)?;
+        let addresses: Vec<_> = self.lab.backends.iter().map(Host::ip).collect();
+        write(&self.source, self.to, &addresses, others)?;
         let mut options = DaemonOptions::new(self.source.source());
         if self.way == Way::SocketLb {
             let client = &self.lab.clients[0];
@@ -156,7 +157,7 @@ impl Site {
 }
 
 /// A cgroup that the calling thread is not in.
-pub fn own_cgroup() -> Result<ThreadCgroup> {
+fn own_cgroup() -> Result<ThreadCgroup> {
     thread::spawn(ThreadCgroup::enter).join().map_err(|_| anyhow::anyhow!("no thread"))?
 }
 
@@ -173,23 +174,19 @@ fn quicken(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The measured services, then the others, as YAML.
-fn write(source: &SourceDir, backends: &[std::net::IpAddr], others: u32) -> Result<()> {
-    for (name, address) in [("measured", SERVICE), ("plain", PLAIN)] {
-        let address: SocketAddr = address.parse()?;
-        let service = ServiceObject::new(name).cluster_ip(&address.ip().to_string()).tcp("http", 80, PORT);
-        let service = service.udp("udp", 80, PORT);
-        let service = if name == "plain" { service.no_affinity() } else { service.affinity(10_800) };
-        let slice = SliceObject::of(name, "a").tcp("http", PORT).udp("udp", PORT);
-        source.write(name, &[&service.build(), &slice.endpoints(backends, Endpoint::Ready).build()])?;
-    }
+/// The measured service, then the others, as YAML.
+fn write(source: &SourceDir, to: SocketAddr, backends: &[IpAddr], others: u32) -> Result<()> {
+    let name = "measured";
+    let service = ServiceObject::new(name).cluster_ip(&to.ip().to_string()).tcp("http", 80, PORT).affinity(10_800);
+    let slice = SliceObject::of(name, "a").tcp("http", PORT).endpoints(backends, Endpoint::Ready);
+    source.write(name, &[&service.build(), &slice.build()])?;
     for first in (1..=others).step_by(500) {
         let mut text = Vec::new();
         for number in first..(first + 500).min(others + 1) {
-            let [_, _, high, low] = number.to_be_bytes();
             let name = format!("other-{number}");
-            let service = ServiceObject::new(&name).cluster_ip(&format!("10.97.{high}.{low}")).tcp("http", 80, PORT);
-            let addresses = [format!("10.3.{high}.{low}"), format!("10.4.{high}.{low}")];
+            let [address, backends @ ..] = rules::other(to, number);
+            let service = ServiceObject::new(&name).cluster_ip(&address.to_string()).tcp("http", 80, PORT);
+            let addresses = backends.map(|address| address.to_string());
             let slice = SliceObject::of(&name, "a").tcp("http", PORT).endpoints(addresses, Endpoint::Ready);
             text.push(to_yaml(&[&service.build(), &slice.build()])?);
         }
