@@ -52,6 +52,9 @@ pub struct StatusFile {
     pub problems: Vec<ProblemStatus>,
     /// Where its programs are.
     pub attachments: Vec<Attachment>,
+    /// How long interfaces that came have waited for them.
+    #[serde(default)]
+    pub attaching: AttachingStatus,
     /// The cgroup whose sockets are served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<CgroupAttachment>,
@@ -115,6 +118,20 @@ pub struct ProblemStatus {
     pub message: String,
 }
 
+/// How long interfaces that came while the daemon ran have waited for its programs, of the last thousand: from the kernel's
+/// word that one is there, which has no time of its own, to both programs being attached.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AttachingStatus {
+    /// How many there were.
+    pub interfaces: u64,
+    /// Half of them have waited no longer.
+    pub p50_seconds: f64,
+    /// 99 of a hundred have waited no longer.
+    pub p99_seconds: f64,
+    /// None has waited longer.
+    pub longest_seconds: f64,
+}
+
 impl StatusFile {
     /// Of this process, which has done nothing yet.
     ///
@@ -136,6 +153,7 @@ impl StatusFile {
             rejected: Vec::new(),
             problems: Vec::new(),
             attachments: Vec::new(),
+            attaching: AttachingStatus::default(),
             cgroup: None,
             collector: None,
             sockets: None,

@@ -218,6 +218,7 @@ pub(super) fn status(common: &Common) -> Result<()> {
             "rejected": daemon.as_ref().map(|status| &status.rejected),
             "problems": daemon.as_ref().map(|status| &status.problems),
             "attachments": attachments(common, daemon.as_ref()),
+            "attaching": daemon.as_ref().map(|status| &status.attaching),
             "cgroup": cgroup(common, daemon.as_ref()),
             "collector": daemon.as_ref().and_then(|status| status.collector.as_ref()),
             "sockets": daemon.as_ref().and_then(|status| status.sockets.as_ref()),
@@ -259,6 +260,11 @@ pub(super) fn status(common: &Common) -> Result<()> {
         &["interface", "index", "attached by"],
         attached.iter().map(|it| ["interface", "ifindex", "mode"].map(|field| cell(&it[field])).to_vec()),
     )?;
+    if let Some(it) = daemon.as_ref().map(|status| &status.attaching).filter(|it| it.interfaces > 0) {
+        let millis = |seconds: f64| format!("{:.1} ms", seconds * 1000.0);
+        let (p50, p99, longest) = (millis(it.p50_seconds), millis(it.p99_seconds), millis(it.longest_seconds));
+        line(format!("attached after {p50}, 99% after {p99}, all after {longest}, of {} that came", it.interfaces))?;
+    }
     line(match cgroup(common, daemon.as_ref()) {
         Some(CgroupAttachment { path: Some(path), .. }) => format!("sockets: those of the cgroup {}", path.display()),
         Some(CgroupAttachment { path: None, id }) => format!("sockets: those of the cgroup with the number {id}"),

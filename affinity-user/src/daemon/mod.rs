@@ -5,6 +5,7 @@
 //!
 //! The daemon leaves everything in place when it ends: services are served without it, and the next one takes over.
 
+mod attacher;
 mod datapath_log;
 mod state;
 
@@ -20,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::collector::Collector;
 use crate::health::Pulse;
-use crate::loader::interfaces::{Follower, Patterns, watch};
+use crate::loader::interfaces::{Follower, Patterns};
 use crate::loader::{self, Datapath, LoadError, cgroup};
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
@@ -30,7 +31,8 @@ use crate::sources::{SourceError, SourceEvent, directory, kubernetes};
 use crate::status::StatusError;
 use crate::tables::{ONLY, TableError, bpf};
 
-use state::State;
+use attacher::Attacher;
+use state::{State, Threads};
 
 /// Where objects come from.
 #[derive(Clone, Debug)]
@@ -149,7 +151,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         let touch = datapath.touch()?;
         // Who sockets are is known before the first one is served.
         let tables = bpf::open_pinned(&options.loader.pin_dir)?;
-        let keeper = Keeper::start(options.keeper.clone(), tables, touch)?;
+        let keeper = Arc::new(Keeper::start(options.keeper.clone(), tables, touch)?);
         datapath.attach_cgroup(&path)?;
         tracing::info!(cgroup = %path.display(), "serves sockets");
         Some(keeper)
@@ -158,11 +160,19 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         None
     };
     let collector = Collector::start(bpf::open_pinned(&options.loader.pin_dir)?)?;
-    let (sender, mut links) = mpsc::channel(64);
-    let watcher = tokio::spawn(watch(sender));
-    let follower = Follower::new(Patterns::new(&options.interfaces));
     let metrics = Arc::new(Metrics::new(bpf::open_pinned(&options.loader.pin_dir)?));
-    let mut state = State::new(&options, datapath, reconciler, follower, keeper, collector, metrics.clone())?;
+    let cgroup = datapath.cgroup().cloned();
+    let (changed, mut changes) = mpsc::channel(1);
+    let attacher = {
+        let (follower, keeper) = (Follower::new(Patterns::new(&options.interfaces)), keeper.clone());
+        Attacher::start(datapath, follower, metrics.attach.clone(), move || {
+            keeper.iter().for_each(|keeper| keeper.links_changed());
+            // One that waits to be heard says it too.
+            let _ = changed.try_send(());
+        })?
+    };
+    let threads = Threads { attacher, keeper, collector };
+    let mut state = State::new(&options, reconciler, threads, cgroup, metrics.clone())?;
     state.write_status()?;
     let (pulse, mut pings) = Pulse::new();
     for address in listeners.addresses() {
@@ -185,7 +195,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
                 }
                 state.program();
             }
-            Some(event) = links.recv() => state.follow(event),
+            Some(()) = changes.recv() => state.touch(),
             () = sleep_until(next.into()) => state.wake(),
             _ = audit.tick() => state.audit(),
             _ = status.tick() => state.touch(),
@@ -195,7 +205,6 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
             _ = interrupt.recv() => break,
         }
     }
-    watcher.abort();
     drop(server);
     tracing::info!("ends; services are served without it, until `affinity cleanup`");
     state.end();

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::attacher::Attacher;
 use super::{Options, STATUS_LAG, SWEEP, Source};
 use crate::collector::Collector;
-use crate::loader::Datapath;
-use crate::loader::interfaces::{Action, Follower, Interface, LinkEvent};
+use crate::loader::cgroup::CgroupAttachment;
 use crate::metrics::{Metrics, Published, SourceCounts};
 use crate::model::{Kind, Model};
 use crate::plan::plan;
@@ -17,22 +17,21 @@ use crate::sockets::keeper::Keeper;
 use crate::sources::{Health, SourceEvent};
 use crate::status::{ProblemStatus, SourceStatus, StatusError, StatusFile};
 
-/// How long after a failure an interface is tried again.
-const ATTACH_RETRY: Duration = Duration::from_secs(1);
+/// What goes on beside the daemon's task.
+pub(super) struct Threads {
+    pub attacher: Attacher,
+    pub keeper: Option<Arc<Keeper>>,
+    pub collector: Collector,
+}
 
 pub(super) struct State {
     model: Model,
     reconciler: Reconciler,
-    datapath: Datapath,
-    follower: Follower,
-    keeper: Option<Keeper>,
-    collector: Collector,
+    threads: Threads,
+    /// The cgroup whose sockets are served.
+    cgroup: Option<CgroupAttachment>,
     /// How many entries the reconciler had taken out when the keeper last heard of it.
     removed: u64,
-    /// Interfaces that could not be attached to, and why.
-    unattached: BTreeMap<u32, (Interface, String)>,
-    retry_attach: Option<Instant>,
-    seen_interfaces: bool,
     stale: BTreeMap<Kind, (jiff::Timestamp, String)>,
     /// What the sources have told.
     sources: BTreeMap<Kind, SourceCounts>,
@@ -50,11 +49,9 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(
         options: &Options,
-        datapath: Datapath,
         reconciler: Reconciler,
-        follower: Follower,
-        keeper: Option<Keeper>,
-        collector: Collector,
+        threads: Threads,
+        cgroup: Option<CgroupAttachment>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StatusError> {
         let source = match &options.source {
@@ -64,14 +61,9 @@ impl State {
         Ok(Self {
             model: Model::new(options.node_name.as_str()),
             reconciler,
-            datapath,
-            follower,
-            keeper,
-            collector,
+            threads,
+            cgroup,
             removed: 0,
-            unattached: BTreeMap::new(),
-            retry_attach: None,
-            seen_interfaces: false,
             stale: BTreeMap::new(),
             sources: Kind::ALL.map(|kind| (kind, SourceCounts::default())).into(),
             received: None,
@@ -168,58 +160,9 @@ impl State {
         }
     }
 
-    /// Follows the node's interfaces.
-    pub(super) fn follow(&mut self, event: LinkEvent) {
-        let is_all = matches!(event, LinkEvent::All(_));
-        let actions = self.follower.follow(event);
-        if let Some(keeper) = &self.keeper
-            && !actions.is_empty()
-        {
-            keeper.links_changed();
-        }
-        for action in actions {
-            self.act(action);
-        }
-        if is_all && !self.seen_interfaces {
-            self.seen_interfaces = true;
-            // Left by an earlier process on interfaces that are gone, or are no clients' any more.
-            self.datapath.drop_others();
-            self.touch();
-        }
-    }
-
-    fn act(&mut self, action: Action) {
-        match action {
-            Action::Attach(interface) => self.attach(interface),
-            Action::Rename(interface) => self.datapath.rename(interface.index, &interface.name),
-            Action::Detach(index) => {
-                self.unattached.remove(&index);
-                self.datapath.detach(index);
-                tracing::info!(index, "detached");
-            }
-            Action::Unsupported(interface) => {
-                tracing::warn!("interface {} has no Ethernet header: its clients are not served", interface.name);
-            }
-        }
-        self.touch();
-    }
-
-    fn attach(&mut self, interface: Interface) {
-        self.unattached.remove(&interface.index);
-        match self.datapath.attach(interface.index, &interface.name) {
-            Ok(mode) => tracing::info!(interface = interface.name, index = interface.index, %mode, "attached"),
-            Err(error) if error.is_gone() => tracing::debug!(%error, "gone before it was attached to"),
-            Err(error) => {
-                tracing::error!("{error}");
-                self.unattached.insert(interface.index, (interface, error.to_string()));
-                self.retry_attach = Some(Instant::now() + ATTACH_RETRY);
-            }
-        }
-    }
-
     /// When [`Self::wake`] has something to do; never more than a minute ahead.
     pub(super) fn next_wake(&self) -> Instant {
-        let times = [self.reconciler.next_retry(), self.reconciler.next_sweep(), self.retry_attach, self.write_at];
+        let times = [self.reconciler.next_retry(), self.reconciler.next_sweep(), self.write_at];
         let latest = Instant::now() + Duration::from_mins(1);
         times.into_iter().flatten().min().map_or(latest, |time| time.min(latest))
     }
@@ -236,13 +179,6 @@ impl State {
             && let Err(error) = self.reconciler.sweep_affinity(SWEEP)
         {
             tracing::warn!(%error, "affinity entries of services without affinity stay for now");
-        }
-        if due(self.retry_attach) {
-            self.retry_attach = None;
-            for (_, (interface, _)) in std::mem::take(&mut self.unattached) {
-                self.attach(interface);
-            }
-            self.touch();
         }
         if due(self.write_at)
             && let Err(error) = self.write_status()
@@ -268,7 +204,7 @@ impl State {
     fn tell(&mut self, report: &Report) {
         tracing::debug!(programmed = report.programmed.len(), writes = report.writes, "reconciled");
         let removed = self.reconciler.counts().removed;
-        if let Some(keeper) = &self.keeper
+        if let Some(keeper) = &self.threads.keeper
             && removed != self.removed
         {
             keeper.removed();
@@ -289,9 +225,11 @@ impl State {
 
     pub(super) fn write_status(&mut self) -> Result<(), StatusError> {
         self.write_at = None;
+        let Threads { attacher, keeper, collector } = &self.threads;
+        let attached = attacher.attached();
         let status = &mut self.status;
         status.synced = self.reconciler.is_synced();
-        status.ready = status.synced && self.seen_interfaces;
+        status.ready = status.synced && attached.seen_interfaces;
         let oldest = self.stale.values().min_by_key(|(since, _)| *since);
         status.source.stale_since = oldest.map(|(since, _)| since.as_second());
         status.source.last_error = oldest.map(|(_, error)| error.clone());
@@ -300,18 +238,15 @@ impl State {
             .reconciler
             .problems()
             .map(|problem| ProblemStatus { object: problem.subject.to_string(), message: problem.error.to_string() });
-        let unattached = self.unattached.values().map(|(interface, error)| ProblemStatus {
-            object: format!("interface {}", interface.name),
-            message: error.clone(),
-        });
-        status.problems = unprogrammed.chain(unattached).collect();
-        status.attachments = self.datapath.attachments().cloned().collect();
-        status.cgroup = self.datapath.cgroup().cloned();
-        status.collector = Some(self.collector.status());
-        status.sockets = self.keeper.as_ref().map(Keeper::status);
+        status.problems = unprogrammed.chain(attached.problems).collect();
+        status.attachments = attached.attachments;
+        status.attaching = attached.attaching;
+        status.cgroup.clone_from(&self.cgroup);
+        status.collector = Some(collector.status());
+        status.sockets = keeper.as_ref().map(|keeper| keeper.status());
         self.metrics.publish(Published {
             status: status.clone(),
-            seen_interfaces: self.seen_interfaces,
+            seen_interfaces: attached.seen_interfaces,
             counts: self.reconciler.counts(),
             sources: self.sources.clone(),
         });

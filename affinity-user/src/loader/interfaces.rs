@@ -1,6 +1,7 @@
 //! The node's interfaces: which of them are clients', and how they come and go.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -142,12 +143,12 @@ impl Follower {
     }
 }
 
-/// Sends all interfaces, then each change, until nobody listens. After a loss of messages (the socket's buffer was full), and
+/// Sends all interfaces, then each change, until nobody listens, with the time at which it was heard of. After a loss of messages (the socket's buffer was full), and
 /// now and then anyway, all of them are sent again.
 ///
 /// # Errors
 /// Where there is no netlink.
-pub async fn watch(events: mpsc::Sender<LinkEvent>) -> std::io::Result<()> {
+pub async fn watch(events: mpsc::Sender<(Instant, LinkEvent)>) -> std::io::Result<()> {
     /// How often all interfaces are sent again.
     const RESYNC: std::time::Duration = std::time::Duration::from_secs(30);
     // Listening before listing: nothing is missed in between.
@@ -179,7 +180,7 @@ pub async fn watch(events: mpsc::Sender<LinkEvent>) -> std::io::Result<()> {
             },
         };
         if let Some(event) = event
-            && events.send(event).await.is_err()
+            && events.send((Instant::now(), event)).await.is_err()
         {
             return Ok(());
         }
