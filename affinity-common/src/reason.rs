@@ -155,6 +155,8 @@ reasons! {
     SocketRefused = "socket-refused",
     /// A socket that was connected to a service is closed.
     Closed = "closed",
+    /// The service has backends, but none on this node, to which its traffic policy keeps it; a socket is refused.
+    NoLocalBackend = "no-local-backend",
 }
 
 impl Reason {
@@ -189,6 +191,7 @@ impl Reason {
             | Self::NoSuchPortDropped
             | Self::FragmentAlone
             | Self::BackendGone
+            | Self::NoLocalBackend
             | Self::Collision
             | Self::ConntrackRefused
             | Self::RewriteFailed => Verdict::Drop,

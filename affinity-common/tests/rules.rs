@@ -4,6 +4,7 @@ mod world;
 
 use affinity_common::abi::affinity::Affinity;
 use affinity_common::abi::conntrack::Conntrack;
+use affinity_common::abi::frontends::{Frontend, LOCAL, OTHERS};
 use affinity_common::dp::{Env as _, parse};
 use affinity_common::reason::{Program, Reason, Verdict};
 use affinity_common::testing::{FakePacket, Faults, Offload, Segment, Wire, destination, run, source};
@@ -492,6 +493,33 @@ fn no_backend_is_no_choice_and_leaves_no_trace<F: Wire>() {
     assert_eq!(world.env.writes(), 0);
 }
 
+fn where_all_backends_are_out_of_scope_packets_are_dropped<F: Wire>() {
+    let mut world = world::<F>();
+    for service in 0..3 {
+        world.services[service].backends = vec![State::Draining; 4];
+        world.program(service);
+        let key = world.services[service].frontend_key();
+        let frontend = world.env.frontend(&key).expect("a frontend");
+        world.env.set_frontend(key, Frontend { scope: LOCAL, flags: OTHERS, ..frontend });
+        assert_eq!(world.ingress(&world.services[service].segment(CLIENT, SYN)).0, Reason::NoLocalBackend);
+    }
+    assert_eq!(world.env.writes(), 0);
+    assert_eq!(Reason::NoLocalBackend.verdict(), Verdict::Drop);
+}
+
+/// A frontend of another scope sees other backends: what a client has there is no affinity here.
+fn a_client_has_an_entry_in_each_scope<F: Wire>() {
+    let world = world::<F>();
+    let key = world.services[0].frontend_key();
+    let cluster = world.env.frontend(&key).expect("a frontend");
+    assert_eq!(world.send(0, CLIENT, SYN).0, Reason::AffinityNew);
+    world.env.set_frontend(key, Frontend { scope: LOCAL, ..cluster });
+    assert_eq!(world.send(0, port(40_001), SYN).0, Reason::AffinityNew);
+    assert_eq!(world.send(0, port(40_002), SYN).0, Reason::AffinityHit);
+    world.env.set_frontend(key, cluster);
+    assert_eq!(world.send(0, port(40_003), SYN).0, Reason::AffinityHit);
+}
+
 fn events_are_made_while_a_reader_asks<F: Wire>() {
     let mut world = world::<F>();
     world.send(0, CLIENT, SYN);
@@ -636,6 +664,8 @@ in_both_families! {
     a_connection_past_services_is_told_from_one_through_them,
     a_pod_is_its_own_backend,
     no_backend_is_no_choice_and_leaves_no_trace,
+    where_all_backends_are_out_of_scope_packets_are_dropped,
+    a_client_has_an_entry_in_each_scope,
     events_are_made_while_a_reader_asks,
     affinity_is_switched_and_its_timeout_changed_while_it_runs,
     checksums_are_right_whoever_computes_them,

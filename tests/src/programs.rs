@@ -165,7 +165,8 @@ impl Programs {
             first_slot,
             slot_count,
             timeout: Seconds::new(service.timeout),
-            scope: 0,
+            scope: frontends::CLUSTER,
+            flags: 0,
         };
         let (addr, port) = (octets::<F>(service.frontend)?, Port::new(service.frontend.port()));
         let place = Place::of::<F>(&addr);

@@ -17,7 +17,7 @@ use affinity_tests::programs::now;
 use affinity_user::collector::Walker;
 use affinity_user::loader::{Datapath, Options, Sizes};
 use affinity_user::model::{ServiceName, ServicePortName};
-use affinity_user::plan::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, ServicePlan};
+use affinity_user::plan::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, Scope, ServicePlan};
 use affinity_user::reconcile::{Change, Reconciler};
 use affinity_user::tables::{TableError, bpf, dump};
 use anyhow::{Result, anyhow};
@@ -59,6 +59,7 @@ fn service(n: u8, affinity: Option<u32>, pods: &[u8]) -> Change {
     let v4 = FamilyPlan {
         frontends: vec![FrontendPlan { addr: [10, 96, 0, n], port: Port::new(80), proto: Proto::TCP }],
         backends: pods.iter().map(backend).collect(),
+        others: false,
     };
     Change::Apply(ServicePlan {
         name: name.clone(),
@@ -66,6 +67,7 @@ fn service(n: u8, affinity: Option<u32>, pods: &[u8]) -> Change {
             name: ServicePortName { service: name, port: "http".into(), proto: Proto::TCP },
             seed: 0x5eed,
             affinity: affinity.map(Seconds::new),
+            scope: Scope::Cluster,
             v4,
             v6: FamilyPlan::default(),
         }],
@@ -80,7 +82,7 @@ fn a_service_is_in_the_maps_and_the_next_daemon_finds_it() -> Result<()> {
         let report = reconciler.reconcile([service(1, Some(60), &[1, 2])]);
         assert!(report.failed.is_empty(), "{report:?}");
         let expected = [
-            "frontends_v4 10.96.0.1:80/TCP service=1 seed=00005eed slots=0+251 timeout=60 scope=0",
+            "frontends_v4 10.96.0.1:80/TCP service=1 seed=00005eed slots=0+251 timeout=60 scope=0 others=0",
             "addresses_v4 10.96.0.1 service",
             "backends_v4 1/1 addr=10.244.1.1:8080 eligible=1",
             "backends_v4 1/2 addr=10.244.1.2:8080 eligible=1",

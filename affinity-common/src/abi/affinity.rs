@@ -90,8 +90,8 @@ pub const fn refresh_after(timeout: Seconds) -> Nanos {
 impl<F: Family> AffinityKey<F> {
     /// The key of a client of a service port, in the given scope.
     #[inline(always)]
-    pub fn new(client: F::Addr, service: ServiceId, scope: u32) -> Self {
-        Self { client, service, scope }
+    pub fn new(client: F::Addr, service: ServiceId, scope: u16) -> Self {
+        Self { client, service, scope: scope.into() }
     }
 }
 

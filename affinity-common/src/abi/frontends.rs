@@ -35,10 +35,22 @@ pod! {
         pub slot_count: u32,
         /// `sessionAffinityConfig.clientIP.timeoutSeconds`, or 0 for `sessionAffinity: None`.
         pub timeout: Seconds,
-        /// Which set of backends this frontend sees: a part of the affinity entry's key. 0 is the cluster's.
-        pub scope: u32,
+        /// Which set of backends this frontend sees, [`CLUSTER`] or [`LOCAL`]: a part of the affinity entry's key.
+        pub scope: u16,
+        /// [`OTHERS`] or 0.
+        pub flags: u16,
     }
 }
+
+/// The scope of a frontend that leads to all of the service's endpoints that the node's topology allows.
+pub const CLUSTER: u16 = 0;
+
+/// The scope of one that leads to those on this node.
+pub const LOCAL: u16 = 1;
+
+/// The service has endpoints that answer, though none in the frontend's scope: what finds no backend is dropped, as by
+/// kube-proxy, where it would be refused.
+pub const OTHERS: u16 = 1;
 
 impl<F: Family> FrontendKey<F> {
     /// The key of an address, port and protocol.
@@ -53,6 +65,12 @@ impl Frontend {
     #[inline(always)]
     pub const fn has_affinity(&self) -> bool {
         self.timeout.secs != 0
+    }
+
+    /// Whether there are endpoints that answer outside of its scope.
+    #[inline(always)]
+    pub const fn has_others(&self) -> bool {
+        self.flags & OTHERS != 0
     }
 }
 

@@ -25,7 +25,7 @@ pub fn by_connection<F: Family, E: Env<F>>(
 #[inline(always)]
 pub fn at<F: Family, E: Env<F>>(env: &E, frontend: &Frontend, hash: u32) -> Result<(BackendId, Backend<F>), Reason> {
     if frontend.slot_count == 0 {
-        return Err(Reason::NoBackend);
+        return Err(if frontend.has_others() { Reason::NoLocalBackend } else { Reason::NoBackend });
     }
     let slot = frontend.first_slot.wrapping_add(hash::place(hash, frontend.slot_count));
     let id = env.slot(slot).ok_or(Reason::BackendGone)?;

@@ -139,7 +139,8 @@ impl<F: Wire> World<F> {
             first_slot: self.next_slot,
             slot_count: count,
             timeout: Seconds::new(service.timeout),
-            scope: 0,
+            scope: affinity_common::abi::frontends::CLUSTER,
+            flags: 0,
         };
         self.next_slot += count;
         self.env.set_frontend(service.frontend_key(), frontend);

@@ -6,6 +6,7 @@
 mod claims;
 mod names;
 mod node;
+mod place;
 mod pod;
 mod problem;
 mod service;
@@ -24,9 +25,10 @@ pub use self::{
     claims::FrontendAddress,
     names::{Kind, ObjectName, PodName, ServiceName, ServicePortName, SliceName, Subject},
     node::Node,
+    place::{Hints, Place},
     pod::Pod,
     problem::{Fault, Problem, Rejection},
-    service::{Service, ServicePort, SessionAffinity},
+    service::{Service, ServicePort, SessionAffinity, TrafficPolicy},
     slice::{Endpoint, EndpointSlice, TargetPort},
     store::{Checked, Object},
 };
@@ -76,6 +78,8 @@ impl Changes {
 pub struct ServiceView<'a> {
     /// The service.
     pub service: &'a Service,
+    /// Where its clients are.
+    pub place: Place<'a>,
     slices: Option<&'a BTreeMap<SliceName, Arc<EndpointSlice>>>,
     claims: &'a Claims,
 }
@@ -250,6 +254,10 @@ impl Model {
         self.nodes.objects().next().map(Arc::as_ref)
     }
 
+    fn place(&self) -> Place<'_> {
+        Place { node: &self.node_name, zone: self.node().and_then(|node| node.zone.as_deref()) }
+    }
+
     /// The pods on this node, by name; those that have finished too, as long as there is an object.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.objects().map(Arc::as_ref)
@@ -267,7 +275,7 @@ impl Model {
     }
 
     fn view<'a>(&'a self, service: &'a Service) -> ServiceView<'a> {
-        ServiceView { service, slices: self.by_service.get(&service.name), claims: &self.claims }
+        ServiceView { service, place: self.place(), slices: self.by_service.get(&service.name), claims: &self.claims }
     }
 
     /// All that is not programmed, and why.
@@ -329,10 +337,18 @@ impl Model {
     }
 
     fn node_changed(&mut self, transition: Transition<Node>) {
-        let Transition { name, problems, .. } = transition;
+        let Transition { name, old, new, problems } = transition;
         if let Some(problems) = problems {
             self.changes.note(&Subject::Object(Kind::Node, name), &problems);
         }
+        let zone = |node: &Option<Arc<Node>>| node.as_ref().and_then(|node| node.zone.clone());
+        if zone(&old) == zone(&new) {
+            return;
+        }
+        let depends =
+            |slices: &BTreeMap<SliceName, Arc<EndpointSlice>>| slices.values().any(|slice| slice.has_zone_hints());
+        let services = self.by_service.iter().filter(|(_, slices)| depends(slices)).map(|(name, _)| name);
+        self.changes.dirty.extend(services.filter(|name| self.services.get(name).is_some()).cloned());
     }
 
     fn pod_changed(&mut self, transition: Transition<Pod>) {

@@ -68,6 +68,9 @@ pub enum Fault {
     /// `sessionAffinity` is none that Kubernetes has.
     #[error("{0:?} is no session affinity: None or ClientIP")]
     UnknownAffinity(String),
+    /// A traffic policy that Kubernetes does not have.
+    #[error("{0:?} is no traffic policy: Cluster or Local")]
+    UnknownPolicy(String),
     /// `timeoutSeconds` out of range.
     #[error("{0} is no timeout: 1..=86400")]
     Timeout(i32),

@@ -18,6 +18,8 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.sessionAffinity` and its configuration.
     pub session_affinity: SessionAffinity,
+    /// `spec.internalTrafficPolicy`: of its cluster IPs.
+    pub internal_policy: TrafficPolicy,
     /// The ports of protocols that are supported; name and protocol are unique, port number and protocol too.
     pub ports: Vec<ServicePort>,
 }
@@ -32,6 +34,16 @@ pub enum SessionAffinity {
         /// How long a client is remembered after its last packet: 1..=86400 s.
         timeout: Seconds,
     },
+}
+
+/// Which endpoints clients may be led to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// All of the cluster.
+    #[default]
+    Cluster,
+    /// Those on the client's node.
+    Local,
 }
 
 /// A port of a service.

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use affinity_common::types::{Port, Proto};
 
-use super::{Kind, ServiceName, SliceName, store::Object};
+use super::{Hints, Kind, ServiceName, SliceName, store::Object};
 
 /// A slice of a service's endpoints, all of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,17 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node that it is on, where that is known.
     pub node_name: Option<Arc<str>>,
+    /// Where it is meant to be used, if anything is said of that; endpoints of a slice share what is the same.
+    pub hints: Option<Arc<Hints>>,
     /// The name of the pod, where there is one.
     pub target: Option<Arc<str>>,
+}
+
+impl EndpointSlice {
+    /// Whether the node's zone may matter to its endpoints.
+    pub fn has_zone_hints(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty()))
+    }
 }
 
 impl Object for EndpointSlice {

@@ -122,6 +122,34 @@ fn this_node_and_its_pods_are_known_and_no_others() {
 }
 
 #[test]
+fn another_zone_touches_the_services_whose_endpoints_are_meant_for_zones() {
+    let node = |labels: &str| format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: a, labels: {{{labels}}}}}\n");
+    let hinted = |name: &str, service: &str, hints: &str| {
+        slice(name, service, "10.1.0.1").replace("['10.1.0.1']", &format!("['10.1.0.1'], hints: {{{hints}}}"))
+    };
+    let objects = [
+        service("web", "10.0.0.1", 1, ""),
+        service("api", "10.0.0.2", 2, ""),
+        service("db", "10.0.0.3", 3, ""),
+        hinted("web-1", "web", "forZones: [{name: z}]"),
+        hinted("api-1", "api", "forNodes: [{name: a}]"),
+        slice("db-1", "db", "10.1.0.3"),
+        hinted("orphan-1", "orphan", "forZones: [{name: z}]"),
+    ];
+    let mut model = Model::new("a");
+    list(&mut model, &[&objects.concat(), node("").as_str()].concat());
+    assert_eq!(change(&mut model, &node("topology.kubernetes.io/zone: z")), "web");
+    assert_eq!(change(&mut model, &node("topology.kubernetes.io/zone: z, other: x")), "");
+    assert_eq!(delete_node(&mut model), "web");
+    assert_eq!(delete_node(&mut model), "");
+}
+
+fn delete_node(model: &mut Model) -> String {
+    model.delete(Kind::Node, &ObjectName::new("", "a"));
+    changes(model)
+}
+
+#[test]
 fn what_is_not_essential_is_not_waited_for() {
     let mut model = Model::default();
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {

@@ -1,4 +1,8 @@
-//! Which endpoints are a service port's backends, and which of those take new sessions (KEP-1669).
+//! Which endpoints are a service port's backends, and which of those take new sessions: by what their conditions say
+//! (KEP-1669), and by where they are and where they are meant for (kube-proxy's `CategorizeEndpoints`).
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -7,8 +11,8 @@ use affinity_common::{
     types::{Port, Proto},
 };
 
-use super::BackendPlan;
-use crate::model::{Endpoint, EndpointSlice};
+use super::{BackendPlan, Scope};
+use crate::model::{Endpoint, EndpointSlice, Place};
 
 /// How good an endpoint is for new sessions; where several are at one address and port, the best one counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,13 +36,68 @@ impl Fitness {
     }
 }
 
-/// The backends of the service port of this name and protocol, in order of address and port.
+/// What decides which endpoints new sessions may go to, beside their conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topology {
+    Any,
+    /// They are on this node.
+    OnNode,
+    /// They are meant for this node.
+    ForNode,
+    /// They are meant for this node's zone.
+    ForZone,
+}
+
+impl Topology {
+    /// What the scope or else the hints say. Hints are followed if every ready endpoint has some, and some of them are
+    /// for here: those for nodes, else those for zones.
+    fn of<'a>(scope: Scope, place: Place<'_>, ready: impl Iterator<Item = &'a Endpoint>) -> Self {
+        if scope == Scope::Local {
+            return Self::OnNode;
+        }
+        let (mut all_for_nodes, mut any_for_node) = (true, false);
+        let (mut all_for_zones, mut any_for_zone) = (true, false);
+        for endpoint in ready {
+            let Some(hints) = &endpoint.hints else { return Self::Any };
+            all_for_nodes &= !hints.nodes.is_empty();
+            any_for_node |= hints.has_node(place);
+            all_for_zones &= !hints.zones.is_empty();
+            any_for_zone |= hints.has_zone(place);
+        }
+        if all_for_nodes && any_for_node {
+            Self::ForNode
+        } else if all_for_zones && any_for_zone {
+            Self::ForZone
+        } else {
+            Self::Any
+        }
+    }
+
+    fn admits(self, endpoint: &Endpoint, place: Place<'_>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::OnNode => is_local(endpoint, place),
+            Self::ForNode => endpoint.hints.as_ref().is_some_and(|hints| hints.has_node(place)),
+            Self::ForZone => endpoint.hints.as_ref().is_some_and(|hints| hints.has_zone(place)),
+        }
+    }
+}
+
+fn is_local(endpoint: &Endpoint, place: Place<'_>) -> bool {
+    !place.node.is_empty() && endpoint.node_name.as_deref() == Some(place.node)
+}
+
+/// The backends of the service port of this name and protocol, in order of address and port, and whether there are
+/// endpoints that answer though none of the backends may take new sessions.
 pub(super) fn backends<'a, F: Family>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port_name: &str,
     proto: Proto,
-) -> Vec<BackendPlan<F>> {
+    scope: Scope,
+    place: Place<'_>,
+) -> (Vec<BackendPlan<F>>, bool) {
     let mut found: BTreeMap<(F::Addr, Port), (Fitness, &Endpoint)> = BTreeMap::new();
+    let rank = |(fitness, endpoint): &(Fitness, &Endpoint)| (*fitness, is_local(endpoint, place));
     for slice in slices {
         for target in slice.ports.iter().filter(|port| *port.name == *port_name && port.proto == proto) {
             for endpoint in &slice.endpoints {
@@ -48,7 +107,7 @@ pub(super) fn backends<'a, F: Family>(
                     Entry::Vacant(entry) => {
                         entry.insert(candidate);
                     }
-                    Entry::Occupied(mut entry) if entry.get().0 < candidate.0 => {
+                    Entry::Occupied(mut entry) if rank(entry.get()) < rank(&candidate) => {
                         entry.insert(candidate);
                     }
                     Entry::Occupied(_) => {}
@@ -56,15 +115,21 @@ pub(super) fn backends<'a, F: Family>(
             }
         }
     }
+    let is_ready = |(fitness, endpoint): &(Fitness, &'a Endpoint)| (*fitness == Fitness::Ready).then_some(*endpoint);
+    let topology = Topology::of(scope, place, found.values().filter_map(is_ready));
+    let admitted = found.values().filter(|(_, endpoint)| topology.admits(endpoint, place));
     // The least that is fit at all: Ready wherever one is ready.
-    let needed = found.values().map(|(fitness, _)| *fitness).max().unwrap_or(Fitness::Unfit).max(Fitness::LastResort);
-    found
+    let needed = admitted.map(|(fitness, _)| *fitness).max().unwrap_or(Fitness::Unfit).max(Fitness::LastResort);
+    let answers = found.values().any(|(fitness, _)| *fitness >= Fitness::LastResort);
+    let backends: Vec<_> = found
         .into_iter()
         .map(|((addr, port), (fitness, endpoint))| BackendPlan {
             addr,
             port,
-            eligible: fitness >= needed,
+            eligible: fitness >= needed && topology.admits(endpoint, place),
             target: endpoint.target.clone(),
         })
-        .collect()
+        .collect();
+    let others = answers && backends.iter().all(|backend| !backend.eligible);
+    (backends, others)
 }

@@ -11,11 +11,12 @@ mod tests;
 use std::{fmt, sync::Arc};
 
 use affinity_common::{
+    abi::frontends::{CLUSTER, LOCAL},
     family::{Family, V4, V6},
     types::{Port, Proto, Seconds},
 };
 
-use crate::model::{FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity};
+use crate::model::{FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, TrafficPolicy};
 
 /// What the datapath ought to hold for a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,10 +36,31 @@ pub struct PortPlan {
     pub seed: u32,
     /// How long a client stays with its backend; `None` where it does not.
     pub affinity: Option<Seconds>,
+    /// Which endpoints its frontends lead to.
+    pub scope: Scope,
     /// The IPv4 part.
     pub v4: FamilyPlan<V4>,
     /// The IPv6 part.
     pub v6: FamilyPlan<V6>,
+}
+
+/// Which endpoints frontends lead to. Clients have an affinity of their own in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All that the node's topology allows.
+    Cluster,
+    /// Those on this node.
+    Local,
+}
+
+impl Scope {
+    /// What stands for it in maps.
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Cluster => CLUSTER,
+            Self::Local => LOCAL,
+        }
+    }
 }
 
 /// The part of a service port that is of one address family.
@@ -49,6 +71,8 @@ pub struct FamilyPlan<F: Family> {
     /// Where that leads, in order of address and port, each once; those that are not eligible too, since they keep
     /// the flows that they have.
     pub backends: Vec<BackendPlan<F>>,
+    /// Whether there are endpoints that answer, though none of them is eligible here: clients are dropped, not refused.
+    pub others: bool,
 }
 
 /// An address and port that clients send to.
@@ -117,7 +141,7 @@ impl PortPlan {
 
 impl<F: Family> Default for FamilyPlan<F> {
     fn default() -> Self {
-        Self { frontends: Vec::new(), backends: Vec::new() }
+        Self { frontends: Vec::new(), backends: Vec::new(), others: false }
     }
 }
 
@@ -128,6 +152,10 @@ pub fn plan(view: &ServiceView<'_>) -> ServicePlan {
         SessionAffinity::None => None,
         SessionAffinity::ClientIp { timeout } => Some(timeout),
     };
+    let scope = match service.internal_policy {
+        TrafficPolicy::Cluster => Scope::Cluster,
+        TrafficPolicy::Local => Scope::Local,
+    };
     let mut ports: Vec<_> = service
         .ports
         .iter()
@@ -136,8 +164,9 @@ pub fn plan(view: &ServiceView<'_>) -> ServicePlan {
             PortPlan {
                 seed: seed(&name),
                 affinity,
-                v4: family_plan(view, &name, port.port),
-                v6: family_plan(view, &name, port.port),
+                scope,
+                v4: family_plan(view, &name, port.port, scope),
+                v6: family_plan(view, &name, port.port, scope),
                 name,
             }
         })
@@ -147,7 +176,7 @@ pub fn plan(view: &ServiceView<'_>) -> ServicePlan {
     ServicePlan { name: service.name.clone(), ports }
 }
 
-fn family_plan<F: Family>(view: &ServiceView<'_>, name: &ServicePortName, port: Port) -> FamilyPlan<F> {
+fn family_plan<F: Family>(view: &ServiceView<'_>, name: &ServicePortName, port: Port, scope: Scope) -> FamilyPlan<F> {
     let mut frontends: Vec<_> = view
         .service
         .cluster_ips
@@ -159,7 +188,8 @@ fn family_plan<F: Family>(view: &ServiceView<'_>, name: &ServicePortName, port: 
         return FamilyPlan::default();
     }
     frontends.sort();
-    FamilyPlan { frontends, backends: endpoints::backends(view.slices(), &name.port, name.proto) }
+    let (backends, others) = endpoints::backends(view.slices(), &name.port, name.proto, scope, view.place);
+    FamilyPlan { frontends, backends, others }
 }
 
 /// The hash of `namespace/name/port/proto`.
@@ -178,9 +208,10 @@ impl fmt::Display for ServicePlan {
         for port in &self.ports {
             write!(f, "{} seed={:08x} affinity=", port.name, port.seed)?;
             match port.affinity {
-                Some(timeout) => writeln!(f, "{}s", timeout.secs)?,
-                None => writeln!(f, "none")?,
+                Some(timeout) => write!(f, "{}s", timeout.secs)?,
+                None => write!(f, "none")?,
             }
+            writeln!(f, "{}", if port.scope == Scope::Local { " scope=local" } else { "" })?;
             port.v4.fmt(f)?;
             port.v6.fmt(f)?;
         }
@@ -198,6 +229,9 @@ impl<F: Family> fmt::Display for FamilyPlan<F> {
             let addr = std::net::SocketAddr::new(F::to_ip(addr), port.get());
             let target = target.as_deref().unwrap_or("-");
             writeln!(f, "  backend {}{addr} {target}", if *eligible { '+' } else { '-' })?;
+        }
+        if self.others {
+            writeln!(f, "  others")?;
         }
         Ok(())
     }

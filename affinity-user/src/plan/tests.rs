@@ -170,6 +170,51 @@ fn families_are_kept_apart() {
     check(&[SERVICE, &six].concat(), "shop/web/http/TCP seed=e5ca05d1 affinity=10800s\n  frontend 10.96.0.1:80/TCP\n");
 }
 
+/// The plans of node `here`, in `zone-a`.
+fn plans_here(yaml: &str) -> String {
+    const NODE: &str = "---\napiVersion: v1\nkind: Node\n\
+                        metadata: {name: here, labels: {topology.kubernetes.io/zone: zone-a}}\n";
+    let mut model = Model::new("here");
+    for event in list_of(&[yaml, NODE].concat()) {
+        event.enter(&mut model);
+    }
+    model.services().map(|view| plan(&view).to_string()).collect::<Vec<_>>().concat()
+}
+
+#[test]
+fn a_local_service_leads_to_its_nodes_endpoints() {
+    let service = SERVICE.replace("sessionAffinity: ClientIP", "internalTrafficPolicy: Local");
+    let on = |last: u8, node: &str| pod(last, "").replace("conditions", &format!("nodeName: {node}, conditions"));
+    let (here, there, nowhere) = (on(1, "here"), on(2, "there"), pod(3, ""));
+    let plans = plans_here(&[service.as_str(), &slice("a", HTTP, &[&here, &there, &nowhere])].concat());
+    assert_eq!(
+        plans,
+        "shop/web/http/TCP seed=e5ca05d1 affinity=none scope=local
+  frontend 10.96.0.1:80/TCP
+  backend +10.1.0.1:8080 pod-1
+  backend -10.1.0.2:8080 pod-2
+  backend -10.1.0.3:8080 pod-3
+"
+    );
+    // Endpoints elsewhere: dropped. None at all: refused.
+    let plans = plans_here(&[service.as_str(), &slice("a", HTTP, &[&there])].concat());
+    assert!(plans.ends_with("  backend -10.1.0.2:8080 pod-2\n  others\n"), "{plans}");
+    let plans = plans_here(&service);
+    assert!(plans.ends_with("  frontend 10.96.0.1:80/TCP\n"), "{plans}");
+}
+
+#[test]
+fn hints_lead_to_the_nodes_zone() {
+    let hinted = |last: u8, zone: &str| {
+        pod(last, "").replace("conditions", &format!("hints: {{forZones: [{{name: {zone}}}]}}, conditions"))
+    };
+    let (a, b) = (hinted(1, "zone-a"), hinted(2, "zone-b"));
+    let plans = plans_here(&[SERVICE, &slice("a", HTTP, &[&a, &b])].concat());
+    assert!(plans.ends_with("  backend +10.1.0.1:8080 pod-1\n  backend -10.1.0.2:8080 pod-2\n"), "{plans}");
+    let plans = plans_here(&[SERVICE, &slice("a", HTTP, &[&a, &b, &pod(3, "")])].concat());
+    assert!(!plans.contains("backend -"), "one without hints makes all of them void: {plans}");
+}
+
 #[test]
 fn a_port_that_an_older_service_has_is_not_planned() {
     let ports = "[{name: http, port: 80}, {name: admin, port: 81}]";
@@ -251,6 +296,7 @@ fn a_service(name: u8, ip: u8, age: u8, sticky: bool) -> Service {
         created: Timestamp::from_second(age.into()).ok(),
         cluster_ips: vec![[10, 0, 0, ip].into()],
         session_affinity: if sticky { SessionAffinity::ClientIp { timeout } } else { SessionAffinity::None },
+        internal_policy: TrafficPolicy::Cluster,
         ports: vec![ServicePort { index: 0, name: "".into(), proto: Proto::TCP, port: Port::new(80) }],
     }
 }
@@ -262,6 +308,7 @@ fn a_slice(name: u8, service: u8, pods: &[u8]) -> EndpointSlice {
         serving: true,
         terminating: true,
         node_name: None,
+        hints: None,
         target: None,
     };
     EndpointSlice {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use affinity_common::{
     abi::{
         backends::{Backend, BackendKey, ELIGIBLE},
-        frontends::{Frontend, FrontendKey},
+        frontends::{Frontend, FrontendKey, OTHERS},
     },
     family::Family,
     types::{BackendId, Port, Seconds},
@@ -149,7 +149,8 @@ impl<F: PlanFamily> Side<F> {
             first_slot: work.run.first,
             slot_count: work.run.count,
             timeout: plan.affinity.unwrap_or(Seconds::new(0)),
-            scope: 0,
+            scope: plan.scope.number(),
+            flags: if plan.family::<F>().others { OTHERS } else { 0 },
         };
         if value.has_affinity() && !work.had_affinity {
             // What is left of a time when it had affinity must not come back to life.

@@ -16,7 +16,7 @@ use affinity_common::{
 
 use crate::{
     model::{ServiceName, ServicePortName},
-    plan::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, ServicePlan},
+    plan::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, Scope, ServicePlan},
     reconcile::{Change, Reconciler, Report, runs::REST},
     tables::{
         Operation, Table,
@@ -296,6 +296,7 @@ impl Service {
         let port = PortPlan {
             seed: 7,
             affinity: self.affinity.map(Seconds::new),
+            scope: Scope::Cluster,
             v4: self.family::<V4>(),
             v6: self.family::<V6>(),
             name,
@@ -326,7 +327,7 @@ impl Service {
             })
             .collect();
         backends.sort_by_key(|b| (b.addr, b.port));
-        if frontends.is_empty() { FamilyPlan::default() } else { FamilyPlan { frontends, backends } }
+        if frontends.is_empty() { FamilyPlan::default() } else { FamilyPlan { frontends, backends, others: false } }
     }
 }
 

@@ -6,7 +6,7 @@ use affinity_common::{abi::services::LABEL_MAX, types::Seconds};
 use k8s_openapi::api::core::v1 as core;
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
-use crate::model::{Checked, Fault, Problem, Service, ServiceName, ServicePort, SessionAffinity};
+use crate::model::{Checked, Fault, Problem, Service, ServiceName, ServicePort, SessionAffinity, TrafficPolicy};
 
 /// The timeout where none is given: three hours.
 const DEFAULT_TIMEOUT: u32 = 10800;
@@ -29,11 +29,17 @@ pub fn service(name: &ServiceName, object: &core::Service) -> Option<Checked<Ser
     let cluster_ips = cluster_ips(spec, &mut faults);
     let ports = service_ports(spec, &mut faults);
     let Some(session_affinity) = session_affinity(spec, &mut faults) else { return Some(faults.reject(name)) };
+    let Some(internal_policy) = internal_policy(spec, &mut faults) else { return Some(faults.reject(name)) };
     if cluster_ips.is_empty() || ports.is_empty() && faults.invalid {
         return Some(faults.reject(name));
     }
     let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    Some(faults.check(name, Service { name: name.clone(), created, cluster_ips, session_affinity, ports }))
+    Some(
+        faults.check(
+            name,
+            Service { name: name.clone(), created, cluster_ips, session_affinity, internal_policy, ports },
+        ),
+    )
 }
 
 fn cluster_ips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
@@ -120,6 +126,18 @@ fn session_affinity(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<Ses
         }
         Some(other) => {
             faults.invalid("spec.sessionAffinity", Fault::UnknownAffinity(other.to_owned()));
+            None
+        }
+    }
+}
+
+/// `None` if there is no knowing what is meant.
+fn internal_policy(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<TrafficPolicy> {
+    match spec.internal_traffic_policy.as_deref() {
+        None | Some("" | "Cluster") => Some(TrafficPolicy::Cluster),
+        Some("Local") => Some(TrafficPolicy::Local),
+        Some(other) => {
+            faults.invalid("spec.internalTrafficPolicy", Fault::UnknownPolicy(other.to_owned()));
             None
         }
     }

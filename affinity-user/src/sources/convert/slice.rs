@@ -6,7 +6,7 @@ use affinity_common::abi::services::LABEL_MAX;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
-use crate::model::{Checked, Endpoint, EndpointSlice, Fault, ObjectName, Problem, ServiceName, TargetPort};
+use crate::model::{Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort};
 
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -67,6 +67,7 @@ pub(super) fn endpoints(
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
     // Neighbours are often on one node.
     let mut last_node: Option<Arc<str>> = None;
+    let mut last_hints: Option<Arc<Hints>> = None;
     for (i, given) in object.endpoints.iter().enumerate() {
         let Some(text) = given.addresses.first() else {
             faults.left_out(format!("endpoints[{i}].addresses"), Fault::Missing);
@@ -91,6 +92,13 @@ pub(super) fn endpoints(
         if node_name.is_some() {
             last_node.clone_from(&node_name);
         }
+        let hints = given.hints.as_ref().and_then(hints).map(|hints| match &last_hints {
+            Some(last) if **last == hints => last.clone(),
+            _ => Arc::new(hints),
+        });
+        if hints.is_some() {
+            last_hints.clone_from(&hints);
+        }
         // What is not given reads as the API says: ready, serving as ready, not terminating.
         let conditions = given.conditions.as_ref();
         let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
@@ -100,8 +108,16 @@ pub(super) fn endpoints(
             serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
             node_name,
+            hints,
             target: given.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Arc::from),
         });
     }
     endpoints
+}
+
+/// `None` if they say nothing.
+fn hints(given: &discovery::EndpointHints) -> Option<Hints> {
+    let nodes: Vec<_> = given.for_nodes.iter().flatten().map(|node| node.name.as_str().into()).collect();
+    let zones: Vec<_> = given.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect();
+    (!nodes.is_empty() || !zones.is_empty()).then_some(Hints { nodes, zones })
 }

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::{
@@ -72,6 +73,13 @@ fn services() {
         ("", timeout("-1"), &format!("{TIMEOUT}: -1 is no timeout: 1..=86400")),
         ("", timeout("86401"), &format!("{TIMEOUT}: 86401 is no timeout: 1..=86400")),
         ("", timeout("3000000000"), &format!("{TIMEOUT}: invalid i32 (a.yaml:1)")),
+        // Traffic policy.
+        ("", format!("{ONE}, internalTrafficPolicy: Local"), "good"),
+        (
+            "",
+            format!("{ONE}, internalTrafficPolicy: Here"),
+            "rejected | spec.internalTrafficPolicy: \"Here\" is no traffic policy: Cluster or Local",
+        ),
         // Ports.
         ("", "clusterIP: 10.0.0.1".to_owned(), "rejected | spec.ports: is missing"),
         ("", two("{name: b, port: 0}"), "makeshift | spec.ports[1].port: 0 is no port: 1..=65535"),
@@ -316,5 +324,84 @@ proptest! {
             }).collect()),
         };
         endpoint_slice(&name, &object);
+    }
+}
+
+/// Objects in which every field is set that is read.
+const WHOLE: [&str; 4] = [
+    r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "shop",
+        "creationTimestamp": "2026-01-01T00:00:00Z", "labels": {"a": "b"}, "annotations": {"a": "b"}},
+        "spec": {"type": "ClusterIP", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"],
+        "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+        "internalTrafficPolicy": "Local", "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}}"#,
+    r#"{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "a", "namespace": "shop",
+        "labels": {"kubernetes.io/service-name": "a"}}, "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP"}], "endpoints": [{"addresses": ["10.1.0.1"],
+        "conditions": {"ready": true, "serving": true, "terminating": false}, "nodeName": "n",
+        "hints": {"forZones": [{"name": "z"}], "forNodes": [{"name": "n"}]},
+        "targetRef": {"kind": "Pod", "name": "a-0"}}]}"#,
+    r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}"#,
+    r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a-0", "namespace": "shop", "uid": "u",
+        "annotations": {"affinity.dev/socket-lb": "off"}}, "spec": {"nodeName": "n", "hostNetwork": false},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.1.0.1"}]}}"#,
+];
+
+const SOUND: &str = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "sound"},
+    "spec": {"clusterIP": "10.0.0.9", "ports": [{"port": 80}]}}"#;
+
+/// What may stand where something else should.
+fn stray_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        Just(json!([])),
+        Just(json!({})),
+        Just(json!([null])),
+        Just(json!([{}])),
+        any::<bool>().prop_map(Value::from),
+        prop_oneof![Just(0), Just(-1), Just(65_536), any::<i64>()].prop_map(Value::from),
+        prop_oneof![Just(String::new()), Just("None".to_owned()), Just("::".to_owned()), "[ -~]{0,300}"]
+            .prop_map(Value::from),
+    ]
+}
+
+/// The ways (RFC 6901) to all that a value holds.
+fn ways(value: &Value) -> Vec<String> {
+    let below: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| (name.replace('~', "~0").replace('/', "~1"), value)).collect()
+        }
+        Value::Array(items) => items.iter().enumerate().map(|(i, value)| (i.to_string(), value)).collect(),
+        _ => Vec::new(),
+    };
+    let further =
+        below.iter().flat_map(|(name, value)| ways(value).into_iter().map(move |way| format!("/{name}{way}")));
+    std::iter::once(String::new()).chain(further).collect()
+}
+
+proptest! {
+    /// Whatever stands in whichever field: no panic, the object is used as far as it goes or its fault is named, and the
+    /// others of the file are none the worse for it.
+    #[test]
+    fn one_broken_object_is_one_broken_object(
+        whole in 0..WHOLE.len(),
+        strays in prop::collection::vec((any::<prop::sample::Index>(), stray_value()), 1..4),
+    ) {
+        let mut object: Value = serde_json::from_str(WHOLE[whole]).expect("JSON");
+        for (place, stray) in strays {
+            let ways = ways(&object);
+            *object.pointer_mut(&ways[place.index(ways.len())]).expect("a way to it") = stray;
+        }
+        let text = format!("{{\"kind\": \"List\", \"apiVersion\": \"v1\", \"items\": [{object}, {SOUND}]}}");
+        for file in ["a.json", "a.yaml"] {
+            let contents = Contents::parse(std::path::Path::new(file), &text);
+            let Some(Version::Service(sound)) = contents.objects.last() else {
+                panic!("{object}: {contents:?}");
+            };
+            prop_assert_eq!(sound.name.to_string(), "default/sound");
+            prop_assert!(sound.object.is_some() && sound.problems.is_empty());
+            if let [Version::Service(Checked { object: None, problems, .. }), _] = &contents.objects[..] {
+                prop_assert!(!problems.is_empty());
+            }
+        }
     }
 }
