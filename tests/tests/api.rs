@@ -12,6 +12,10 @@ use affinity_tests::topology::{Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::wait;
 use anyhow::{Context as _, Result};
+use k8s_openapi::api::{core::v1::Node, discovery::v1 as discovery, events::v1::Event};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Longer than any backoff of the watch.
@@ -132,6 +136,61 @@ fn objects_are_followed_as_they_change() -> Result<()> {
     site.api.delete(&web("web", "10.96.0.10").build())?;
     is_gone(cli, "default/web")?;
     site.ask(0, "10.96.0.10:8000").expect_err("the service is gone");
+    Ok(())
+}
+
+/// The node's zone, as its Node says, decides which of the endpoints that are meant for zones are used.
+#[test]
+fn hints_are_followed_as_the_nodes_zone_changes() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    let nodes: Api<Node> = Api::all(site.api.client());
+    let zone = |zone: Option<&str>| {
+        let patch = json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}});
+        site.api.block_on(nodes.patch("lab-node", &PatchParams::default(), &Patch::Merge(patch)))
+    };
+    let mut node = Node::default();
+    node.metadata.name = Some("lab-node".to_owned());
+    site.api.block_on(nodes.create(&PostParams::default(), &node))?;
+    zone(Some("zone-a"))?;
+
+    let options = DaemonOptions::new(Source::Kubeconfig(site.kubeconfig.clone()));
+    let daemon = Daemon::start(&site.lab.node, options.arguments(["--node-name", "lab-node"]))?;
+    let mut slice = SliceObject::of("web", "1").tcp("http", POD_PORT);
+    for (host, zone) in site.lab.backends.iter().zip(["zone-a", "zone-b", "zone-b"]) {
+        slice = slice.endpoint(host.ip(), Endpoint::Ready).change(|slice| {
+            let for_zones = Some(vec![discovery::ForZone { name: zone.to_owned() }]);
+            let hints = discovery::EndpointHints { for_zones, ..discovery::EndpointHints::default() };
+            slice.endpoints.last_mut().expect("it was added").hints = Some(hints);
+        });
+    }
+    site.api.apply(&web("web", "10.96.0.10").affinity(600).build())?;
+    site.api.apply(&slice.build())?;
+    let cli = daemon.cli();
+    has(cli, "default/web", 1)?;
+    assert_eq!(site.ask(0, WEB)?, site.lab.backends[0].name);
+    zone(Some("zone-b"))?;
+    has(cli, "default/web", 2)?;
+    assert_ne!(site.ask(0, WEB)?, site.lab.backends[0].name, "its pod is meant for another zone now");
+    zone(None)?;
+    has(cli, "default/web", 3)?;
+    site.api.block_on(nodes.delete("lab-node", &DeleteParams::default()))?;
+    Ok(())
+}
+
+#[test]
+fn what_is_not_programmed_is_told_by_an_event_of_the_object() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    let _daemon = site.daemon()?;
+    let service = web("web", "10.96.0.10").port("SCTP", "old", 7, IntOrString::Int(7)).build();
+    let uid = site.api.apply(&service)?.metadata.uid;
+    let events: Api<Event> = Api::default_namespaced(site.api.client());
+    let event = wait::until("an event about the service", CONVERGES, || {
+        let all = site.api.block_on(events.list(&ListParams::default()))?;
+        Ok(all.into_iter().find(|event| event.regarding.as_ref().is_some_and(|object| object.uid == uid)))
+    })?;
+    assert_eq!((event.type_.as_deref(), event.reason.as_deref()), (Some("Warning"), Some("NotProgrammed")));
+    assert_eq!(event.note.as_deref(), Some("spec.ports[1].protocol: SCTP is not supported: TCP and UDP are"));
+    assert_eq!(event.reporting_controller.as_deref(), Some("affinity"));
     Ok(())
 }
 

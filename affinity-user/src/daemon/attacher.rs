@@ -189,10 +189,10 @@ impl Worker {
     }
 
     fn tell(&self) {
-        let problems = self.unattached.values().map(|it| ProblemStatus {
-            object: format!("interface {}", it.interface.name),
-            message: it.error.clone(),
-        });
+        let problems = self
+            .unattached
+            .values()
+            .map(|it| ProblemStatus { object: format!("interface {}", it.interface.name), message: it.error.clone() });
         *lock(&self.attached) = Attached {
             seen_interfaces: self.seen_interfaces,
             attachments: self.datapath.attachments().cloned().collect(),

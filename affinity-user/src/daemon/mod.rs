@@ -171,7 +171,11 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
             let _ = changed.try_send(());
         })?
     };
-    let threads = Threads { attacher, keeper, collector };
+    let reporter = match &options.source {
+        Source::Kubernetes(source) => Some(kubernetes::events::start(source, &options.node_name)),
+        Source::Directory(_) => None,
+    };
+    let threads = Threads { attacher, keeper, collector, reporter };
     let mut state = State::new(&options, reconciler, threads, cgroup, metrics.clone())?;
     state.write_status()?;
     let (pulse, mut pings) = Pulse::new();

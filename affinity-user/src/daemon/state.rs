@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
+
 use super::attacher::Attacher;
 use super::{Options, STATUS_LAG, SWEEP, Source};
 use crate::collector::Collector;
@@ -14,6 +16,7 @@ use crate::model::{Kind, Model};
 use crate::plan::plan;
 use crate::reconcile::{Change, Reconciler, Report};
 use crate::sockets::keeper::Keeper;
+use crate::sources::kubernetes::events::Report as EventReport;
 use crate::sources::{Health, SourceEvent};
 use crate::status::{ProblemStatus, SourceStatus, StatusError, StatusFile};
 
@@ -22,6 +25,8 @@ pub(super) struct Threads {
     pub attacher: Attacher,
     pub keeper: Option<Arc<Keeper>>,
     pub collector: Collector,
+    /// Where events about objects are made, if that is possible.
+    pub reporter: Option<mpsc::Sender<EventReport>>,
 }
 
 pub(super) struct State {
@@ -128,6 +133,7 @@ impl State {
         }
         for rejection in &changes.rejected {
             tracing::error!("rejected: {rejection}");
+            self.report(EventReport::of_rejection(rejection));
         }
         for subject in &changes.accepted {
             tracing::info!("accepted: {subject}");
@@ -200,6 +206,13 @@ impl State {
         self.write_at.get_or_insert_with(|| Instant::now() + STATUS_LAG);
     }
 
+    /// Makes an event of a report, if there is room for it: the log and the status have it anyway.
+    fn report(&self, report: Option<EventReport>) {
+        if let (Some(reporter), Some(report)) = (&self.threads.reporter, report) {
+            let _ = reporter.try_send(report);
+        }
+    }
+
     /// Logs problems that are new and those that are solved.
     fn tell(&mut self, report: &Report) {
         tracing::debug!(programmed = report.programmed.len(), writes = report.writes, "reconciled");
@@ -210,9 +223,14 @@ impl State {
             keeper.removed();
         }
         self.removed = removed;
-        let problems: BTreeSet<String> = self.reconciler.problems().map(ToString::to_string).collect();
-        for problem in problems.difference(&self.logged) {
-            tracing::error!("not programmed: {problem}");
+        let mut problems = BTreeSet::new();
+        for problem in self.reconciler.problems() {
+            let text = problem.to_string();
+            if !self.logged.contains(&text) {
+                tracing::error!("not programmed: {text}");
+                self.report(EventReport::of_problem(problem));
+            }
+            problems.insert(text);
         }
         for problem in self.logged.difference(&problems) {
             tracing::info!("solved: {problem}");
@@ -225,7 +243,7 @@ impl State {
 
     pub(super) fn write_status(&mut self) -> Result<(), StatusError> {
         self.write_at = None;
-        let Threads { attacher, keeper, collector } = &self.threads;
+        let Threads { attacher, keeper, collector, reporter: _ } = &self.threads;
         let attached = attacher.attached();
         let status = &mut self.status;
         status.synced = self.reconciler.is_synced();

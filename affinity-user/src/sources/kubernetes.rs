@@ -7,6 +7,7 @@
 //! Each kind is followed on its own: one that may not be listed, or is not answered, holds up no other.
 
 pub mod access;
+pub mod events;
 #[cfg(test)]
 mod tests;
 

@@ -377,8 +377,22 @@ async fn an_object_that_is_no_longer_for_us_is_deleted() {
     headless["object"]["spec"]["clusterIP"] = "None".into();
     let mut nameless = added("x", 4);
     nameless["object"]["metadata"]["name"] = "a/b".into();
-    let events = vec![added("a", 1), nameless, bookmark(), headless];
-    check(vec![Watch(events, Hold), Status(500)], &["init", "apply shop/a", "done", "fresh", "delete shop/a"]).await;
+    let mut external = modified("a", 5);
+    external["object"]["spec"] = json!({"type": "ExternalName", "externalName": "example.com"});
+    let events = vec![
+        added("a", 1),
+        nameless,
+        bookmark(),
+        headless,
+        modified("a", 4),
+        external,
+        modified("a", 6),
+        deleted("a", 7),
+    ];
+    let expected = ["init", "apply shop/a", "done", "fresh", "delete shop/a", "apply shop/a", "delete shop/a"];
+    // The API server tells of a label that the selector excludes as of a deletion.
+    let expected = [&expected[..], &["apply shop/a", "delete shop/a"]].concat();
+    check(vec![Watch(events, Hold), Status(500)], &expected).await;
 }
 
 const PODS: &str = "/api/v1/pods?";
