@@ -12,7 +12,7 @@ use crate::flush;
 use crate::loader::{self, cgroup::CgroupAttachment};
 use crate::monitor::{self, Happening};
 use crate::status::StatusFile;
-use crate::view::{self, BackendRow, ServiceRow, SessionRow, Snapshot};
+use crate::view::{self, BackendRow, Certainty, EvictionRow, ServiceRow, SessionRow, Snapshot};
 
 pub(super) fn services(common: &Common) -> Result<()> {
     let rows = view::services(&Snapshot::read(&common.pin_dir)?);
@@ -212,6 +212,9 @@ pub(super) fn status(common: &Common) -> Result<()> {
     let all = common.output == Output::Wide;
     let counters = snapshot.as_ref().map(|snapshot| view::counters(snapshot, all)).unwrap_or_default();
     let maps = snapshot.as_ref().map(view::maps).unwrap_or_default();
+    let collector = daemon.as_ref().and_then(|status| status.collector.as_ref());
+    let collected = collector.map_or(0, |collector| collector.removed_in_all);
+    let evictions = snapshot.as_ref().map(|snapshot| view::evictions(snapshot, collected));
     if common.output == Output::Json {
         return print::json(&json!({
             "daemon": daemon.as_ref().map_or_else(|| json!({"running": false}), described),
@@ -223,6 +226,7 @@ pub(super) fn status(common: &Common) -> Result<()> {
             "collector": daemon.as_ref().and_then(|status| status.collector.as_ref()),
             "sockets": daemon.as_ref().and_then(|status| status.sockets.as_ref()),
             "maps": maps,
+            "evictions": evictions,
             "counters": counters,
         }));
     }
@@ -286,6 +290,9 @@ pub(super) fn status(common: &Common) -> Result<()> {
             ]
         }),
     )?;
+    if let Some(evictions) = &evictions {
+        print_evictions(evictions, all)?;
+    }
     line("")?;
     print::table(
         &["program", "reason", "verdict", "packets", "bytes", "meaning"],
@@ -298,6 +305,31 @@ pub(super) fn status(common: &Common) -> Result<()> {
                 row.bytes.to_string(),
                 row.meaning.to_owned(),
             ]
+        }),
+    )
+}
+
+/// Estimates, and said to be.
+fn print_evictions(rows: &[EvictionRow], wide: bool) -> Result<()> {
+    line("\nevicted since the maps were made, both families: inserted, less taken out, less present (an estimate)")?;
+    let mut header = vec!["maps", "inserted", "taken out", "present", "evicted"];
+    header.extend(wide.then_some("not certain, for"));
+    print::table(
+        &header,
+        rows.iter().map(|row| {
+            let evicted = match (row.certainty, row.evicted) {
+                (Certainty::AtMost, 0) => "none".to_owned(),
+                (certainty, evicted) => format!("{} {evicted}", certainty.name()),
+            };
+            let mut cells = vec![
+                row.maps.to_owned(),
+                row.inserted.to_string(),
+                row.removed.to_string(),
+                row.present.to_string(),
+                evicted,
+            ];
+            cells.extend(wide.then(|| row.because.to_owned()));
+            cells
         }),
     )
 }

@@ -4,6 +4,7 @@
 mod backends;
 mod connections;
 mod counters;
+mod evictions;
 mod services;
 mod sessions;
 mod snapshot;
@@ -16,6 +17,7 @@ use affinity_common::types::Port;
 pub use backends::{BackendRow, backends};
 pub use connections::{ConnectionRow, connections};
 pub use counters::{CounterRow, MapRow, counters, maps};
+pub use evictions::{Certainty, EvictionRow, evictions};
 pub use services::{ServiceRow, services};
 pub use sessions::{SessionRow, sessions};
 pub use snapshot::{
