@@ -67,6 +67,9 @@ pub(super) enum Verb {
     /// Connections that are translated
     #[command(subcommand)]
     Conntrack(ConntrackVerb),
+    /// Sockets that were connected to a backend at once
+    #[command(subcommand)]
+    Socket(SocketVerb),
     /// Watch each choice of a backend, each failover and expiry as it happens
     #[command(
         after_help = "Examples:\n  affinity monitor\n  affinity monitor -o json | jq 'select(.event == \"failover\")'"
@@ -166,6 +169,25 @@ pub(super) enum ConntrackVerb {
         /// All of them
         #[arg(long, group = "which", conflicts_with_all = ["client", "service"])]
         all: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SocketVerb {
+    /// List all sockets, of pods and of the node's own processes, by the client that each counts as
+    #[command(
+        after_help = "The cookie is what `ss -e` calls sk: by it, in the client's network namespace, a socket's process \
+                            is found.\n\nExamples:\n  affinity socket list --client 10.244.0.11\n  \
+                            affinity socket list --service shop/web\n  \
+                            affinity socket list -o json | jq -r '.[] | select(.pod == \"web-0\") | .client'"
+    )]
+    List {
+        /// Of one service: `NAMESPACE/NAME`
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        /// Of one client
+        #[arg(long, value_name = "IP")]
+        client: Option<IpAddr>,
     },
 }
 

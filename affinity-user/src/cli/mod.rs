@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::loader;
 pub use args::Cli;
-use args::{BackendVerb, ConntrackVerb, ServiceVerb, SessionVerb, Verb};
+use args::{BackendVerb, ConntrackVerb, ServiceVerb, SessionVerb, SocketVerb, Verb};
 
 /// Does what was asked.
 ///
@@ -31,6 +31,7 @@ pub fn execute(cli: Cli) -> Result<()> {
         Verb::Conntrack(ConntrackVerb::Flush { client, service, all: _ }) => {
             show::flush(&common, client, service.as_deref())
         }
+        Verb::Socket(SocketVerb::List { service, client }) => show::sockets(&common, service.as_deref(), client),
         Verb::Monitor => show::monitor(&common),
         Verb::Status => show::status(&common),
         Verb::Mount => Ok(loader::mount(&common.pin_dir)?),

@@ -164,6 +164,33 @@ pub(super) fn connections(common: &Common, client: Option<IpAddr>) -> Result<()>
     )
 }
 
+pub(super) fn sockets(common: &Common, service: Option<&str>, client: Option<IpAddr>) -> Result<()> {
+    let tables = view::open(&common.pin_dir)?;
+    let mut rows = view::sockets(&tables, &view::read_names(&tables)?)?;
+    let service = service.map(qualified);
+    rows.retain(|row| {
+        client.is_none_or(|client| row.client == client) && service.as_ref().is_none_or(|name| row.service == *name)
+    });
+    if common.output == Output::Json {
+        return print::json(&rows);
+    }
+    print::table(
+        &["client", "proto", "frontend", "service", "port", "pod", "backend", "cookie"],
+        rows.iter().map(|row| {
+            vec![
+                row.client.to_string(),
+                row.proto.clone(),
+                row.frontend.to_string(),
+                row.service.clone(),
+                or_dash(Some(&row.port_name).filter(|name| !name.is_empty())),
+                or_dash(row.pod.as_ref()),
+                row.backend.to_string(),
+                row.cookie.clone(),
+            ]
+        }),
+    )
+}
+
 pub(super) fn flush(common: &Common, client: Option<IpAddr>, service: Option<&str>) -> Result<()> {
     let mut tables = view::open(&common.pin_dir)?;
     let names = view::read_names(&tables)?;

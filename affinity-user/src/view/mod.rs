@@ -8,6 +8,7 @@ mod evictions;
 mod services;
 mod sessions;
 mod snapshot;
+mod sockets;
 
 use std::net::SocketAddr;
 
@@ -24,6 +25,7 @@ pub use snapshot::{
     Backend, Client, Connection, FrontendAt, Names, Snapshot, SnapshotError, now, open, read_clients, read_frontends,
     read_names,
 };
+pub use sockets::{SocketRow, sockets};
 
 /// An address and port as the standard library has them.
 fn socket<F: Family>(addr: &F::Addr, port: Port) -> SocketAddr {
