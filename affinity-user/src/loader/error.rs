@@ -91,6 +91,19 @@ pub enum LoadError {
         /// The last words of its log, or all of it.
         message: String,
     },
+    /// The kernel has no such place for a program of sockets.
+    #[error(
+        "the kernel has no {hook}, where {program} is to run: it takes Linux {since} or newer with CONFIG_CGROUP_BPF=y; \
+         --socket-lb off does without"
+    )]
+    NoHook {
+        /// The program.
+        program: &'static str,
+        /// The place.
+        hook: &'static str,
+        /// The first Linux that has it.
+        since: &'static str,
+    },
     /// There is no cgroup v2 file system.
     #[error(
         "no cgroup2 file system is mounted, which sockets are served by: mount -t cgroup2 none /sys/fs/cgroup/unified, \

@@ -60,7 +60,7 @@ pub fn footprints(verifier_log: bool) -> Result<Footprints, LoadError> {
     super::load(&mut object, Touch::PROGRAM, verifier_log)?;
     cgroup::load(&mut object, verifier_log)?;
     let names = Direction::ALL.map(Direction::program).into_iter().chain(Stage::ALL.map(Stage::program));
-    let mut names: Vec<&'static str> = names.chain([Touch::PROGRAM]).chain(cgroup::PROGRAMS).collect();
+    let mut names: Vec<&'static str> = names.chain([Touch::PROGRAM]).chain(cgroup::programs()).collect();
     names.sort_unstable();
     let programs = names.into_iter().map(|name| footprint(&object, name)).collect::<Result<_, _>>()?;
     let kernel = uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();

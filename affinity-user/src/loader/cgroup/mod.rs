@@ -21,18 +21,51 @@ use super::{LoadError, links_dir};
 use crate::causes;
 use crate::syscall;
 
-/// The programs, in the order in which they come: a socket is translated only when it would be told of it, too.
-pub(super) const PROGRAMS: [&str; 9] = [
-    "affinity_release",
-    "affinity_getpeername4",
-    "affinity_getpeername6",
-    "affinity_recvmsg4",
-    "affinity_recvmsg6",
-    "affinity_sendmsg4",
-    "affinity_sendmsg6",
-    "affinity_connect4",
-    "affinity_connect6",
+/// A place in the kernel where a program of sockets runs.
+struct Hook {
+    /// The program.
+    program: &'static str,
+    /// The kernel's name of the place, as in a program's section.
+    name: &'static str,
+    /// The first Linux that has it.
+    since: &'static str,
+}
+
+impl Hook {
+    const fn new(program: &'static str, name: &'static str, since: &'static str) -> Self {
+        Self { program, name, since }
+    }
+
+    /// Why its program can't be loaded: the kernel says no word where it does not know the hook.
+    fn refused(&self, error: ProgramError, verifier_log: bool) -> LoadError {
+        match &error {
+            ProgramError::LoadError { io_error, verifier_log: log }
+                if io_error.raw_os_error() == Some(libc::EINVAL) && log.to_string().trim().is_empty() =>
+            {
+                LoadError::NoHook { program: self.program, hook: self.name, since: self.since }
+            }
+            _ => LoadError::verifier(self.program, error, verifier_log),
+        }
+    }
+}
+
+/// The hooks, in the order in which they are taken: a socket is translated only when it would be told of it, too.
+const HOOKS: [Hook; 9] = [
+    Hook::new("affinity_release", "cgroup/sock_release", "5.9"),
+    Hook::new("affinity_getpeername4", "cgroup/getpeername4", "5.8"),
+    Hook::new("affinity_getpeername6", "cgroup/getpeername6", "5.8"),
+    Hook::new("affinity_recvmsg4", "cgroup/recvmsg4", "5.2"),
+    Hook::new("affinity_recvmsg6", "cgroup/recvmsg6", "5.2"),
+    Hook::new("affinity_sendmsg4", "cgroup/sendmsg4", "4.18"),
+    Hook::new("affinity_sendmsg6", "cgroup/sendmsg6", "4.18"),
+    Hook::new("affinity_connect4", "cgroup/connect4", "4.17"),
+    Hook::new("affinity_connect6", "cgroup/connect6", "4.17"),
 ];
+
+/// The programs of the hooks.
+pub(super) fn programs() -> impl Iterator<Item = &'static str> {
+    HOOKS.iter().map(|hook| hook.program)
+}
 
 /// What the names of the pins begin with; a program's name without its own beginning follows.
 const PIN: &str = "cgroup-";
@@ -86,7 +119,7 @@ pub(super) fn attach(
     let id = cgroup.metadata().map_err(|error| not(error.to_string()))?.ino();
     load(object, verifier_log)?; // All of them, before any is attached.
     let links = links_dir(pin_dir);
-    for name in PROGRAMS {
+    for Hook { program: name, .. } in HOOKS {
         let program = object.program_mut(name).ok_or(LoadError::NoProgram(name))?;
         let failed = |message: String| LoadError::AttachCgroup { program: name, path: path.to_owned(), message };
         let pin = pin(&links, name);
@@ -106,15 +139,15 @@ pub(super) fn attach(
 /// Loads the programs.
 ///
 /// # Errors
-/// Where the verifier refuses one.
+/// Where the kernel has no such hook, or the verifier refuses one.
 pub fn load(object: &mut Ebpf, verifier_log: bool) -> Result<(), LoadError> {
-    for name in PROGRAMS {
-        let loaded = match object.program_mut(name).ok_or(LoadError::NoProgram(name))? {
+    for hook in HOOKS {
+        let loaded = match object.program_mut(hook.program).ok_or(LoadError::NoProgram(hook.program))? {
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
-        loaded.map_err(|error| LoadError::verifier(name, error, verifier_log))?;
+        loaded.map_err(|error| hook.refused(error, verifier_log))?;
     }
     Ok(())
 }
@@ -158,7 +191,7 @@ fn remove(pin: &Path) {
 pub(super) fn detach(pin_dir: &Path) {
     let links = links_dir(pin_dir);
     // The other way round: nothing is translated any more when nothing is shown any more.
-    for pin in PROGRAMS.iter().rev().map(|name| pin(&links, name)).filter(|pin| pin.exists()) {
+    for pin in HOOKS.iter().rev().map(|hook| pin(&links, hook.program)).filter(|pin| pin.exists()) {
         remove(&pin);
     }
 }
@@ -166,8 +199,8 @@ pub(super) fn detach(pin_dir: &Path) {
 /// Where the programs are, as the pins tell; `None` where one of them is missing, or their cgroup is gone.
 pub(super) fn attached(pin_dir: &Path) -> Option<CgroupAttachment> {
     let links = links_dir(pin_dir);
-    let ids = PROGRAMS.iter().map(|name| {
-        let link = syscall::open_pinned(&pin(&links, name)).ok()?;
+    let ids = HOOKS.iter().map(|hook| {
+        let link = syscall::open_pinned(&pin(&links, hook.program)).ok()?;
         syscall::cgroup_of_link(link.as_fd()).ok().filter(|id| *id != 0)
     });
     let ids: Vec<u64> = ids.collect::<Option<_>>()?;
@@ -177,13 +210,31 @@ pub(super) fn attached(pin_dir: &Path) -> Option<CgroupAttachment> {
 
 #[cfg(test)]
 mod tests {
+    use aya_obj::VerifierLog;
+    use nix::errno::Errno;
+
     use super::*;
 
     #[test]
     fn pins_are_named_after_their_hooks() {
-        let names = PROGRAMS.map(|name| pin(Path::new("/links"), name));
+        let names = HOOKS.map(|hook| pin(Path::new("/links"), hook.program));
         assert_eq!(names[0], Path::new("/links/cgroup-release"));
         assert_eq!(names[8], Path::new("/links/cgroup-connect6"));
+    }
+
+    #[test]
+    fn a_kernel_without_a_hook_is_told_from_a_program_that_is_wrong() {
+        let refused = |error: Errno, log: &str| {
+            let verifier_log = VerifierLog::new(log.to_owned());
+            HOOKS[3].refused(ProgramError::LoadError { io_error: error.into(), verifier_log }, false).to_string()
+        };
+        let missing = refused(Errno::EINVAL, "");
+        for part in ["cgroup/recvmsg4", "5.2", "CONFIG_CGROUP_BPF", "--socket-lb off"] {
+            assert!(missing.contains(part), "{missing}");
+        }
+        for wrong in [refused(Errno::EINVAL, "R1 type=scalar expected=fp"), refused(Errno::EPERM, "")] {
+            assert!(wrong.contains("affinity_recvmsg4") && !wrong.contains("5.2"), "{wrong}");
+        }
     }
 
     #[test]
