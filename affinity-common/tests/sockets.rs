@@ -4,7 +4,7 @@ mod world;
 
 use affinity_common::abi::affinity::refresh_after;
 use affinity_common::abi::frontends::Frontend;
-use affinity_common::abi::netns::{NetnsClient, NetnsKey, TC_ONLY};
+use affinity_common::abi::netns::{NODE, NetnsClient, NetnsKey, TC_ONLY};
 use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
 use affinity_common::dp::{
     Env as _,
@@ -177,6 +177,47 @@ fn another_port_of_a_service_is_refused<F: Wire>() {
     let mut udp = Fake::<F> { port: Port::new(81), ..Fake::to(&world.services[2], 1) };
     assert_eq!(sock::sendmsg(&world.env, &mut udp), Reason::NoSuchPort);
     assert_ne!(Reason::NoSuchPort.verdict(), Verdict::Pass);
+}
+
+/// Its packets are not seen by TC, so that nobody else would refuse them.
+fn in_the_nodes_own_namespace_a_connected_socket_is_refused_too_unless_it_only_asks_for_its_source<F: Wire>() {
+    for (flags, refused) in [(0, Reason::NotService), (TC_ONLY, Reason::NotService), (NODE, Reason::NoSuchPort)] {
+        let world = world::<F>();
+        know(&world, CLIENT.0, flags);
+        for (port, reason) in
+            [(81, refused), (0, Reason::NotService), (9, Reason::NotService), (65_535, Reason::NotService)]
+        {
+            let mut udp = Fake::<F> { port: Port::new(port), ..Fake::to(&world.services[2], 1) };
+            assert_eq!(sock::connect(&world.env, &mut udp), reason, "{port} {flags}");
+        }
+        let mut other =
+            Fake::<F> { proto: Proto { number: 1 }, port: Port::new(81), ..Fake::to(&world.services[2], 1) };
+        assert_eq!(sock::connect(&world.env, &mut other), Reason::NotService);
+        let mut elsewhere =
+            Fake::<F> { addr: F::addr([192, 0, 2, 1]), port: Port::new(81), ..Fake::to(&world.services[2], 1) };
+        assert_eq!(sock::connect(&world.env, &mut elsewhere), Reason::NotService);
+    }
+}
+
+fn user_space_is_told_of_an_unknown_namespace_and_of_no_other<F: Wire>() {
+    let world = world::<F>();
+    let service = &world.services[0];
+    let connect = |netns, service| {
+        let mut socket = Fake::<F> { netns, ..Fake::to(service, 1) };
+        sock::connect(&world.env, &mut socket)
+    };
+    connect(NETNS, service);
+    assert_eq!(world.env.take_unknown(), None);
+    let stranger = NetnsKey { cookie: 1 };
+    assert_eq!(connect(stranger, service), Reason::UnknownClient);
+    assert_eq!(connect(NetnsKey { cookie: 2 }, service), Reason::UnknownClient);
+    assert_eq!(world.env.take_unknown(), Some(stranger), "one at a time");
+    // Of no interest.
+    let nowhere = Service { frontend: ([192, 0, 2, 1], 80), ..service.clone() };
+    assert_eq!(connect(stranger, &nowhere), Reason::NotService);
+    know(&world, CLIENT.0, TC_ONLY);
+    assert_eq!(connect(NETNS, service), Reason::LeftToTc);
+    assert_eq!(world.env.take_unknown(), None);
 }
 
 fn a_namespace_that_is_not_known_or_left_to_tc_is_left_alone<F: Wire>() {
@@ -413,6 +454,8 @@ in_both_families! {
     a_socket_is_shown_the_service_and_no_other_one_is,
     what_is_no_services_is_left_alone,
     another_port_of_a_service_is_refused,
+    in_the_nodes_own_namespace_a_connected_socket_is_refused_too_unless_it_only_asks_for_its_source,
+    user_space_is_told_of_an_unknown_namespace_and_of_no_other,
     a_namespace_that_is_not_known_or_left_to_tc_is_left_alone,
     a_bound_source_is_who_the_socket_is_unless_it_is_of_an_earlier_connection,
     a_datagram_of_a_known_socket_writes_no_map_and_is_no_connection,

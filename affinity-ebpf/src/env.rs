@@ -26,13 +26,15 @@ use affinity_common::{
     types::{BackendId, Nanos, Proto, Seconds, Ticks},
 };
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::generated::bpf_get_prandom_u32,
+    bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_AVAIL_DATA},
+    helpers::generated::{bpf_get_prandom_u32, bpf_ringbuf_query},
 };
 
 use crate::{
     clock,
-    maps::{BACKEND_STATS, CONFIG, COUNTERS, DIRECT_FILTER, EVENTS, LIFETIMES, Maps, SERVICE_FILTER, SLOTS},
+    maps::{
+        BACKEND_STATS, CONFIG, COUNTERS, DIRECT_FILTER, EVENTS, LIFETIMES, Maps, SERVICE_FILTER, SLOTS, UNKNOWN_NETNS,
+    },
 };
 
 /// The kernel that runs us.
@@ -194,6 +196,17 @@ impl<F: Maps> SocketEnv<F> for Kernel {
     fn netns(&self, key: &NetnsKey) -> Option<NetnsClient<F>> {
         // SAFETY: values are replaced as a whole, none is changed in place.
         unsafe { F::netns().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn tell_unknown(&self, key: &NetnsKey) {
+        // SAFETY: takes the map, returns a number.
+        let unread =
+            unsafe { bpf_ringbuf_query((&raw const UNKNOWN_NETNS).cast_mut().cast(), BPF_RB_AVAIL_DATA.into()) };
+        if unread == 0 {
+            // Another CPU may have been quicker, and a second one is read with the first.
+            let _ = UNKNOWN_NETNS.output_untyped::<NetnsKey>(key, 0);
+        }
     }
 
     #[inline(always)]

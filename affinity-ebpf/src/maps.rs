@@ -20,7 +20,7 @@ use affinity_common::{
         services::{self, ServicePortName},
         slots::{self, Slot},
         sockets::{self, Socket, SocketKey},
-        tail_calls,
+        tail_calls, unknown_netns,
         work::Work,
     },
     family::{Family, V4, V6},
@@ -164,6 +164,10 @@ pub static LIFETIMES: Array<Lifetimes, 1> = Array::new();
 /// What we tell user space.
 #[btf_map(name = "events")]
 pub static EVENTS: RingBuf<(), { events::SIZE }> = RingBuf::new();
+
+/// The namespace that we do not know.
+#[btf_map(name = "unknown_netns")]
+pub static UNKNOWN_NETNS: RingBuf<(), { unknown_netns::SIZE }> = RingBuf::new();
 
 /// The programs that another one hands over to.
 #[btf_map(name = "tail_calls")]

@@ -545,7 +545,7 @@ fn maps_are_dumped_with_field_names() -> Result<()> {
         assert!(named, "{}: no field names: {formatted}", map.name);
         dumped += 1;
     }
-    assert_eq!(dumped, affinity_common::abi::MAPS.len() - 2);
+    assert_eq!(dumped, affinity_common::abi::MAPS.len() - 3);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use affinity_common::abi::netns::{NetnsKey, TC_ONLY};
+use affinity_common::abi::netns::{NODE, NetnsKey, TC_ONLY};
 use affinity_common::family::{Family as _, V4, V6};
 use affinity_tests::cgroup::ThreadCgroup;
 use affinity_tests::daemon::{Daemon, DaemonOptions, PIN_DIR, SourceDir};
@@ -67,8 +67,11 @@ impl Site {
         let namespaces = tempfile::Builder::new().prefix("affinity-netns-").tempdir()?;
         let directory = namespaces.path().display().to_string();
         let mut options = DaemonOptions::new(source.source())
-            .arguments(["--netns-dir", &directory, "--netns-interval", "1", "--socket-sweep-interval", "1"])
+            .arguments(["--netns-dir", &directory, "--socket-sweep-interval", "1"])
             .arguments(arguments.iter().copied());
+        if !arguments.contains(&"--netns-interval") {
+            options = options.arguments(["--netns-interval", "1"]);
+        }
         options.cgroup = Some(cgroup.path().to_owned());
         let daemon = Daemon::stopped(&lab.node, options)?;
         Ok(Self { daemon, _pods: pods, lab, source, namespaces, cgroup })
@@ -407,7 +410,7 @@ fn what_is_known_of_a_pod_comes_and_goes_with_it() -> Result<()> {
     site.wait_for(&host.netns, &[(v4, 0), (v6, 0)])?;
     // The node is one client whatever addresses it has.
     let [v4, v6] = site.lab.node.addresses[..] else { anyhow::bail!("both families") };
-    site.wait_for(&site.lab.node.netns, &[(v4, 0), (v6, 0)])?;
+    site.wait_for(&site.lab.node.netns, &[(v4, NODE), (v6, NODE)])?;
     site.let_go(&host)?;
     site.wait_for(&host.netns, &[])?;
     let status = site.daemon.cli().json(&["status"])?;
@@ -558,6 +561,56 @@ fn a_port_that_a_service_has_not_is_refused_by_every_kind_of_socket() -> Result<
     Ok(())
 }
 
+/// A pod's would be refused by their first datagram.
+#[test]
+fn connected_datagram_sockets_of_the_node_are_refused_by_a_port_that_a_service_has_not() -> Result<()> {
+    let site = Site::known()?;
+    let connect = |netns: &Netns, to: SocketAddr| {
+        netns.enter(|| Ok(UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?.connect(to)))
+    };
+    for service in STICKY {
+        let service: SocketAddr = service.parse()?;
+        for service in [service, mapped(service)] {
+            let port = |port| SocketAddr::new(service.ip(), port);
+            for closed in [1, 81, 65_534] {
+                let now = Instant::now();
+                refused("UDP", connect(&site.lab.node.netns, port(closed))?, now);
+                connect(&site.lab.clients[0].netns, port(closed))??;
+            }
+            // By these libraries ask for their source.
+            for asking in [0, 9, 65_535] {
+                connect(&site.lab.node.netns, port(asking))??;
+            }
+            connect(&site.lab.node.netns, service)??;
+        }
+    }
+    assert_eq!(site.counted("connect", "no-such-port")?, 12);
+    Ok(())
+}
+
+#[test]
+fn a_namespace_is_looked_for_as_soon_as_it_connects() -> Result<()> {
+    // But for that it would be seen in an hour: no interface of the node's own namespace comes or goes.
+    let site = Site::new(&["--netns-interval", "3600"])?;
+    for (client, service) in site.lab.clients.iter().zip(STICKY) {
+        let service = service.parse()?;
+        // The daemon has looked when they came: what it could not see then, it is to see now.
+        std::thread::sleep(2 * SECOND);
+        site.hold(client)?;
+        std::thread::sleep(SECOND);
+        assert_eq!(site.who(&client.netns)?, []);
+        let count = |reason: &str| site.counted("connect", reason);
+        let before = (count("unknown-client")?, count("affinity-hit")?);
+        let pod = ways::tcp(&client.netns, service)?;
+        assert_eq!((count("unknown-client")?, count("affinity-hit")?), (before.0 + 1, before.1), "by TC");
+        let [v4, v6] = client.addresses[..] else { anyhow::bail!("both families") };
+        site.wait_for(&client.netns, &[(v4, 0), (v6, 0)])?;
+        assert_eq!(ways::tcp(&client.netns, service)?, pod);
+        assert_eq!((count("unknown-client")?, count("affinity-hit")?), (before.0 + 1, before.1 + 1), "by its socket");
+    }
+    Ok(())
+}
+
 #[test]
 fn datagram_sockets_of_a_backend_that_has_gone_are_ended_and_no_others() -> Result<()> {
     let site = Site::known()?;
@@ -589,6 +642,46 @@ fn datagram_sockets_of_a_backend_that_has_gone_are_ended_and_no_others() -> Resu
         site.daemon.cli().wait_for_service("default/sticky", 10 * SECOND, |row| {
             row.is_some_and(|row| row.eligible == 2 * site.lab.backends.len())
         })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sockets_are_listed_with_and_without_a_daemon() -> Result<()> {
+    let mut site = Site::known()?;
+    let [client, other] = [&site.lab.clients[0], &site.lab.clients[1]];
+    let mut held = Vec::new();
+    for (family, service) in STICKY.into_iter().enumerate() {
+        let service: SocketAddr = service.parse()?;
+        let mut stream = HttpConnection::open(&client.netns, service, &options())?;
+        let pod = stream.get()?.backend;
+        held.push((client.addresses[family], service, pod, stream));
+    }
+    ways::tcp(&other.netns, STICKY[0].parse()?)?;
+    let list = |site: &Site, arguments: &[&str]| -> Result<Vec<Value>> {
+        let rows = site.daemon.cli().json(&[&["socket", "list"], arguments].concat())?;
+        rows.as_array().cloned().context("no rows")
+    };
+    // That of the other client is closed.
+    wait::until_true("the closed socket to be forgotten", 5 * SECOND, || Ok(list(&site, &[])?.len() == 2))?;
+    for killed in [false, true] {
+        if killed {
+            site.daemon.kill()?;
+        }
+        for (address, service, pod, _) in &held {
+            let rows = list(&site, &["--client", &address.to_string(), "--service", "sticky"])?;
+            let [row] = &rows[..] else { anyhow::bail!("{rows:?}") };
+            assert_eq!(row["frontend"], service.to_string());
+            assert_eq!((&row["proto"], &row["service"]), (&Value::from("TCP"), &Value::from("default/sticky")));
+            assert_eq!(row["pod"], Value::from(pod.clone()));
+            let at = site.lab.backends.iter().position(|host| host.name == *pod).context("a pod")?;
+            let family = usize::from(address.is_ipv6());
+            let backend = SocketAddr::new(site.lab.backends[at].addresses[family], POD_PORT);
+            assert_eq!(row["backend"], backend.to_string());
+        }
+        let table = site.daemon.cli().text(&["socket", "list"])?;
+        assert!(table.starts_with("CLIENT") && table.lines().count() == 3, "{table}");
+        assert_eq!(list(&site, &["--service", "spread"])?.len(), 0);
     }
     Ok(())
 }

@@ -24,6 +24,7 @@ pub mod services;
 pub mod slots;
 pub mod sockets;
 pub mod tail_calls;
+pub mod unknown_netns;
 pub mod work;
 
 /// The version of this layout. A daemon refuses pinned maps of another one.
@@ -91,6 +92,7 @@ pub const MAPS: &[MapSpec] = &[
     config::SPEC,
     lifetimes::SPEC,
     events::SPEC,
+    unknown_netns::SPEC,
     ids::SPEC,
     services::SPEC,
     backend_names::SPEC,

@@ -17,7 +17,7 @@ pod! {
     pub struct NetnsClient<F>: 8, 20 {
         /// The address that backends see.
         pub addr: F::Addr,
-        /// [`TC_ONLY`] or 0.
+        /// [`TC_ONLY`], [`NODE`] or 0.
         pub flags: u32,
     }
 }
@@ -26,7 +26,16 @@ pod! {
 /// addresses, so no one identity, or is not to be served by sockets.
 pub const TC_ONLY: u32 = 1;
 
+/// In [`NetnsClient::flags`]: the namespace is the node's own, whose packets TC does not see where they leave.
+pub const NODE: u32 = 2;
+
 impl<F: Family> NetnsClient<F> {
+    /// Whether it is the node's own.
+    #[inline(always)]
+    pub const fn is_node(&self) -> bool {
+        self.flags & NODE != 0
+    }
+
     /// Whether the namespace's sockets are left to TC.
     #[inline(always)]
     pub const fn is_tc_only(&self) -> bool {

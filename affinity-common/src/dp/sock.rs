@@ -25,6 +25,8 @@ pub trait SocketEnv<F: Family>: Env<F> {
 
     /// Who the sockets of a namespace are.
     fn netns(&self, key: &NetnsKey) -> Option<NetnsClient<F>>;
+    /// Tells user space of a namespace that is not known, where what it was told last has been heard.
+    fn tell_unknown(&self, key: &NetnsKey);
     /// What a socket was translated from.
     fn socket(&self, key: &SocketKey<F>) -> Option<Self::Socket>;
     /// Adds or replaces an entry; never [`Refused::Exists`].
@@ -71,19 +73,22 @@ pub trait Opening<F: Family>: Call<F> {
     fn peer_port(&self) -> Port;
 }
 
-/// A socket connects: to a backend of the service that it names. To another port of a service's address a TCP socket is
-/// refused; a UDP one is not, for that is how libraries ask which source address they would have (RFC 6724).
+/// Ports that libraries connect a UDP socket to only to ask which source address it would have (RFC 6724): none, discard
+/// (Go's `net/addrselect.go`) and the last one (musl's `lookup_name.c`). glibc's `getaddrinfo` takes the port that it was
+/// asked for; refused, it sorts the address as one that can't be reached, as it would have sorted others of services.
+const ASKING: [Port; 3] = [Port::new(0), Port::new(9), Port::new(65_535)];
+
+/// A socket connects: to a backend of the service that it names. To another port of a service's address it is refused: by TCP
+/// always; by UDP in the node's own namespace, whose packets nobody else would refuse.
 #[inline(always)]
 pub fn connect<F: Family, E: SocketEnv<F>, C: Opening<F>>(env: &E, call: &mut C) -> Reason {
-    let refuses = call.proto() == Proto::TCP;
-    translate::<F, E, C, false>(env, call, refuses).unwrap_or_else(|reason| reason)
+    translate::<F, E, C, false>(env, call).unwrap_or_else(|reason| reason)
 }
 
 /// A UDP socket sends to an address that it names: to a backend of that service.
 #[inline(always)]
 pub fn sendmsg<F: Family, E: SocketEnv<F>, C: Opening<F>>(env: &E, call: &mut C) -> Reason {
-    let refuses = call.proto() == Proto::UDP;
-    translate::<F, E, C, true>(env, call, refuses).unwrap_or_else(|reason| reason)
+    translate::<F, E, C, true>(env, call).unwrap_or_else(|reason| reason)
 }
 
 /// A UDP socket hears who has sent to it: a backend is named as the service that was asked.
@@ -129,20 +134,18 @@ fn show<F: Family, E: SocketEnv<F>, C: Call<F>>(env: &E, call: &mut C) -> bool {
     true
 }
 
-/// Names a backend in place of a service. `SENDS`: the socket need not be connected, and may talk to several. `refuses`: so
-/// is another port of a service's address.
+/// Names a backend in place of a service. `SENDS`: the socket need not be connected, and may talk to several.
 #[inline(always)]
 fn translate<F: Family, E: SocketEnv<F>, C: Opening<F>, const SENDS: bool>(
     env: &E,
     call: &mut C,
-    refuses: bool,
 ) -> Result<Reason, Reason> {
     let asked = FrontendKey::new(call.addr(), call.port(), call.proto());
     if !address::is_like_service(env, &asked.addr) {
         return Err(Reason::NotService);
     }
     let Some(frontend) = env.frontend(&asked) else {
-        let refused = refuses && asked.port != Port::default() && address::is_service(env, &asked.addr);
+        let refused = address::is_service(env, &asked.addr) && is_refused::<F, E, C, SENDS>(env, call);
         return Err(if refused { Reason::NoSuchPort } else { Reason::NotService });
     };
     let cookie = call.cookie();
@@ -183,6 +186,16 @@ fn translate<F: Family, E: SocketEnv<F>, C: Opening<F>, const SENDS: bool>(
         env.emit(event(&asked, &client, &frontend, &choice, now));
     }
     Ok(choice.reason)
+}
+
+/// Whether a socket is refused that names a service's address, but none of its ports.
+#[inline(always)]
+fn is_refused<F: Family, E: SocketEnv<F>, C: Opening<F>, const SENDS: bool>(env: &E, call: &C) -> bool {
+    let (port, proto) = (call.port(), call.proto());
+    if SENDS || proto == Proto::TCP {
+        return port != Port::default() && (proto == Proto::TCP || proto == Proto::UDP);
+    }
+    proto == Proto::UDP && !ASKING.contains(&port) && env.netns(&call.netns()).is_some_and(|netns| netns.is_node())
 }
 
 /// The backend that the socket is connected to already by a service.
@@ -232,7 +245,11 @@ fn client<F: Family, E: SocketEnv<F>, C: Opening<F>>(
     call: &C,
     connected: Option<F::Addr>,
 ) -> Result<F::Addr, Reason> {
-    let Some(netns) = env.netns(&call.netns()) else { return Err(Reason::UnknownClient) };
+    let key = call.netns();
+    let Some(netns) = env.netns(&key) else {
+        env.tell_unknown(&key);
+        return Err(Reason::UnknownClient);
+    };
     if netns.is_tc_only() {
         return Err(Reason::LeftToTc);
     }

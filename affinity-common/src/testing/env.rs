@@ -97,6 +97,7 @@ struct State<F: Family> {
     writes: Cell<u64>,
     wants_events: Cell<bool>,
     events: RefCell<Vec<Event>>,
+    unknown: Cell<Option<NetnsKey>>,
     hooks: RefCell<VecDeque<Hook<F>>>,
 }
 
@@ -133,6 +134,7 @@ impl<F: Family> FakeEnv<F> {
             writes: Cell::default(),
             wants_events: Cell::default(),
             events: RefCell::default(),
+            unknown: Cell::default(),
             hooks: RefCell::default(),
         }))
     }
@@ -272,6 +274,11 @@ impl<F: Family> FakeEnv<F> {
     /// Evicts the entry of a socket.
     pub fn evict_socket(&self, key: &SocketKey<F>) {
         self.0.maps.borrow_mut().sockets.entries.remove(key);
+    }
+
+    /// The namespace that was told of as unknown, if one was since the last call.
+    pub fn take_unknown(&self) -> Option<NetnsKey> {
+        self.0.unknown.take()
     }
 
     /// Every entry of a socket.
@@ -506,6 +513,12 @@ impl<F: Family> SocketEnv<F> for FakeEnv<F> {
 
     fn netns(&self, key: &NetnsKey) -> Option<NetnsClient<F>> {
         self.0.maps.borrow().netns.get(key).copied()
+    }
+
+    fn tell_unknown(&self, key: &NetnsKey) {
+        if self.0.unknown.get().is_none() {
+            self.0.unknown.set(Some(*key));
+        }
     }
 
     fn socket(&self, key: &SocketKey<F>) -> Option<SocketHandle<F>> {

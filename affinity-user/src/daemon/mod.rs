@@ -151,7 +151,8 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         let touch = datapath.touch()?;
         // Who sockets are is known before the first one is served.
         let tables = bpf::open_pinned(&options.loader.pin_dir)?;
-        let keeper = Arc::new(Keeper::start(options.keeper.clone(), tables, touch)?);
+        let unknown = datapath.unknown_netns()?;
+        let keeper = Arc::new(Keeper::start(options.keeper.clone(), tables, touch, unknown)?);
         datapath.attach_cgroup(&path)?;
         tracing::info!(cgroup = %path.display(), "serves sockets");
         Some(keeper)

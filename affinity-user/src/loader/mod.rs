@@ -13,6 +13,7 @@ pub mod interfaces;
 mod maps;
 mod preflight;
 mod touch;
+mod unknown;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,6 +36,7 @@ pub use footprint::{Footprint, Footprints, footprints};
 pub use maps::Sizes;
 pub use preflight::mount_bpffs as mount;
 pub use touch::Touch;
+pub use unknown::UnknownNetns;
 
 /// Where everything is pinned unless told otherwise.
 pub const PIN_DIR: &str = "/sys/fs/bpf/affinity";
@@ -187,6 +189,14 @@ impl Datapath {
         }
         let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
         fd.map(Touch::new).map_err(|error| failed(error.into()))
+    }
+
+    /// Opens what the programs of sockets tell of unknown namespaces. It has one reader.
+    ///
+    /// # Errors
+    /// Where the map can't be opened.
+    pub fn unknown_netns(&self) -> Result<UnknownNetns, LoadError> {
+        UnknownNetns::open(&self.pin_dir)
     }
 
     /// Takes both programs off an interface, or forgets one that has gone.

@@ -1,7 +1,7 @@
 //! The network namespaces of the node: those of processes, and those that are held by a mount or a file.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,13 @@ use std::path::{Path, PathBuf};
 pub struct Namespace {
     device: u64,
     inode: u64,
+}
+
+impl Namespace {
+    /// The namespace whose file it is.
+    pub fn of(file: &Metadata) -> Self {
+        Self { device: file.dev(), inode: file.ino() }
+    }
 }
 
 /// Where `ip netns` and CNI plugins hold namespaces.
@@ -23,7 +30,7 @@ pub const OWN: &str = "/proc/self/ns/net";
 pub fn of(path: &Path, own: Namespace) -> Option<Namespace> {
     let metadata = fs::metadata(path).ok()?;
     // Every namespace is a file of the one nsfs.
-    let namespace = Namespace { device: metadata.dev(), inode: metadata.ino() };
+    let namespace = Namespace::of(&metadata);
     (metadata.dev() == own.device).then_some(namespace)
 }
 
@@ -32,8 +39,7 @@ pub fn of(path: &Path, own: Namespace) -> Option<Namespace> {
 /// # Errors
 /// Without `/proc`.
 pub fn own() -> io::Result<Namespace> {
-    let metadata = fs::metadata(OWN)?;
-    Ok(Namespace { device: metadata.dev(), inode: metadata.ino() })
+    Ok(Namespace::of(&fs::metadata(OWN)?))
 }
 
 /// Every namespace that can be seen, with a path to it. What disappears meanwhile is left out.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use affinity_common::abi::netns::{NetnsClient, TC_ONLY};
+use affinity_common::abi::netns::{NODE, NetnsClient, TC_ONLY};
 use affinity_common::family::Family;
 
 /// What is known of a namespace beside its addresses.
@@ -28,7 +28,7 @@ pub fn client<F: Family>(role: &Role, addresses: &BTreeSet<IpAddr>) -> Option<Ne
     match role {
         Role::Node { routed } => {
             let addr = routed.iter().find_map(|address| F::from_ip(*address)).or(first)?;
-            Some(NetnsClient { addr, flags: 0 })
+            Some(NetnsClient { addr, flags: NODE })
         }
         // Several addresses are no one identity: at TC each packet has its own.
         Role::Pod => Some(NetnsClient { addr: first?, flags: if of_family().count() > 1 { TC_ONLY } else { 0 } }),
@@ -59,8 +59,8 @@ mod tests {
         assert_eq!(v4(&Role::Pod, &["10.0.0.2", "10.0.0.1"]), named("10.0.0.1", TC_ONLY));
         assert_eq!(v4(&Role::Excluded, &["10.0.0.1"]), named("10.0.0.1", TC_ONLY));
         let node = Role::Node { routed: vec!["10.0.0.2".parse().expect("an address")] };
-        assert_eq!(v4(&node, &["10.0.0.1", "10.0.0.2"]), named("10.0.0.2", 0));
-        assert_eq!(v4(&Role::Node { routed: Vec::new() }, &["10.0.0.1", "10.0.0.2"]), named("10.0.0.1", 0));
+        assert_eq!(v4(&node, &["10.0.0.1", "10.0.0.2"]), named("10.0.0.2", NODE));
+        assert_eq!(v4(&Role::Node { routed: Vec::new() }, &["10.0.0.1", "10.0.0.2"]), named("10.0.0.1", NODE));
     }
 
     #[test]

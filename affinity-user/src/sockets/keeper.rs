@@ -2,10 +2,12 @@
 //! ends datagram sockets whose backend has gone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,13 +17,15 @@ use affinity_common::abi::netns::{NetnsClient, NetnsKey};
 use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
 use affinity_common::family::Family;
 use affinity_common::types::Proto;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::discovery::{self, Namespace};
 use super::identity::{self, Role};
 use super::live::{self, LiveSocket};
 use super::namespace;
-use crate::loader::Touch;
+use super::pace::Pace;
+use crate::loader::{Touch, UnknownNetns};
 use crate::tables::{BoxTable, FamilyTables, TableError, Tables};
 
 /// How often namespaces are looked for, unless told otherwise, even if nothing says that there are new ones.
@@ -73,7 +77,8 @@ enum Message {
 
 /// A handle of the thread, which ends when this is dropped.
 pub struct Keeper {
-    messages: Option<mpsc::Sender<Message>>,
+    /// Messages, and what wakes the thread that they are for.
+    messages: Option<(mpsc::Sender<Message>, UnixStream)>,
     status: Arc<Mutex<SocketsStatus>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -82,14 +87,16 @@ impl Keeper {
     /// Looks for the node's namespaces once, then goes on with that on a thread.
     ///
     /// # Errors
-    /// Where there is no `/proc`, or no further thread.
-    pub fn start(options: Options, tables: Tables, touch: Touch) -> io::Result<Self> {
+    /// Where there is no `/proc`, namespaces have no cookies (before Linux 5.14), or there is no further thread.
+    pub fn start(options: Options, tables: Tables, touch: Touch, unknown: UnknownNetns) -> io::Result<Self> {
         let status: Arc<Mutex<SocketsStatus>> = Arc::default();
         let own = discovery::own()?;
+        namespace::cookie()?;
         let mut worker = Worker {
             options,
             tables,
             touch,
+            unknown,
             own,
             namespaces: BTreeMap::new(),
             absent: HashSet::new(),
@@ -97,8 +104,11 @@ impl Keeper {
         };
         worker.look();
         let (messages, received) = mpsc::channel();
-        let thread = thread::Builder::new().name("sockets".to_owned()).spawn(move || worker.run(&received))?;
-        Ok(Self { messages: Some(messages), status, thread: Some(thread) })
+        let (wakes, woken) = UnixStream::pair()?;
+        wakes.set_nonblocking(true)?;
+        woken.set_nonblocking(true)?;
+        let thread = thread::Builder::new().name("sockets".to_owned()).spawn(move || worker.run(&received, &woken))?;
+        Ok(Self { messages: Some((messages, wakes)), status, thread: Some(thread) })
     }
 
     /// An interface has come or gone, and with it perhaps a namespace.
@@ -112,8 +122,12 @@ impl Keeper {
     }
 
     fn send(&self, message: Message) {
-        // Where the thread has ended there is nothing to do any more.
-        let _ = self.messages.as_ref().map(|messages| messages.send(message));
+        if let Some((messages, wakes)) = &self.messages
+            && messages.send(message).is_ok()
+        {
+            // Where there is no room for it the thread wakes anyway, and where that has ended there is nothing to do.
+            let _ = (&*wakes).write(&[0]);
+        }
     }
 
     /// What was found and done.
@@ -139,6 +153,7 @@ struct Worker {
     options: Options,
     tables: Tables,
     touch: Touch,
+    unknown: UnknownNetns,
     own: Namespace,
     /// Those that there are, with a path to each.
     namespaces: BTreeMap<Namespace, PathBuf>,
@@ -148,30 +163,41 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, messages: &mpsc::Receiver<Message>) {
+    fn run(mut self, messages: &mpsc::Receiver<Message>, woken: &UnixStream) {
         let start = Instant::now();
         let (mut look, mut sweep) = (start + self.options.look, start + self.options.sweep);
         let mut soon: BTreeSet<Instant> = BTreeSet::new();
-        let mut removed: Option<Instant> = None;
+        let (mut told, mut pace) = (None, Pace::new(start, self.options.look));
+        // The one before us may have ended before it had ended theirs.
+        let mut removed = Some(start + REST);
         loop {
-            let next = soon.first().copied().into_iter().chain(removed).fold(look.min(sweep), Instant::min);
-            match messages.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(Message::Links) => {
-                    let now = Instant::now();
-                    soon.insert(now);
-                    soon.extend(LOOK_AGAIN.map(|later| now + later));
+            let next = soon.first().copied().into_iter().chain(removed).chain(told).fold(look.min(sweep), Instant::min);
+            // Nothing is to be heard of a namespace while one is to be looked for anyway.
+            if self.wait(woken, next, told.is_none()) {
+                told = Some(pace.answer_at(Instant::now()));
+            }
+            loop {
+                match messages.try_recv() {
+                    Ok(Message::Links) => {
+                        let now = Instant::now();
+                        soon.insert(now);
+                        soon.extend(LOOK_AGAIN.map(|later| now + later));
+                    }
+                    Ok(Message::Removed) => {
+                        removed.get_or_insert_with(|| Instant::now() + REST);
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
                 }
-                Ok(Message::Removed) => {
-                    removed.get_or_insert_with(|| Instant::now() + REST);
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
             }
             let now = Instant::now();
-            if look <= now || soon.first().is_some_and(|due| *due <= now) {
+            if look <= now || soon.first().copied().into_iter().chain(told).any(|due| due <= now) {
                 soon = soon.split_off(&(now + Duration::from_nanos(1)));
-                self.look();
+                let found = self.look();
                 look = now + self.options.look;
+                if told.take_if(|due| *due <= now).is_some() {
+                    pace.answered(now, Instant::now(), found);
+                }
             }
             if removed.is_some_and(|due| due <= now) {
                 removed = None;
@@ -179,14 +205,40 @@ impl Worker {
             }
             if sweep <= now {
                 self.sweep();
+                // Of a namespace that could not be looked into when its backend went.
+                self.end_those_of_gone_backends();
                 sweep = now + self.options.sweep;
             }
         }
     }
 
-    /// Looks for namespaces, and brings `netns_*` to what is there.
-    fn look(&mut self) {
+    /// Waits for a message or for a time, and where it `hears`, for the programs to tell of an unknown namespace. Returns
+    /// whether they do.
+    fn wait(&self, woken: &UnixStream, until: Instant, hears: bool) -> bool {
+        let mut events =
+            [PollFd::new(woken.as_fd(), PollFlags::POLLIN), PollFd::new(self.unknown.as_fd(), PollFlags::POLLIN)];
+        let waited = if hears { &mut events[..] } else { &mut events[..1] };
+        // Whole milliseconds, and none too few.
+        let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        if poll(waited, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).is_err() {
+            // By a signal: then what is due is looked at early.
+            return false;
+        }
+        let is_ready = |event: &PollFd<'_>| event.any().unwrap_or_default();
+        let told = waited.get(1).is_some_and(is_ready);
+        if is_ready(&events[0]) {
+            while (&*woken).read(&mut [0; 64]).is_ok_and(|read| read > 0) {}
+        }
+        told
+    }
+
+    /// Looks for namespaces, and brings `netns_*` to what is there. Returns whether there was anything new.
+    fn look(&mut self) -> bool {
         let mut problems = Vec::new();
+        // First: what is told from now on may be of one that is not seen any more.
+        for key in self.unknown.take() {
+            tracing::debug!(cookie = key.cookie, "a socket of an unknown network namespace");
+        }
         match discovery::find(&self.options.directories) {
             Ok(found) => self.namespaces = found,
             Err(error) => problems.push(format!("network namespaces can't be found: {error}")),
@@ -194,7 +246,7 @@ impl Worker {
         let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
         let mut known = BTreeMap::new();
         for (namespace, path) in &self.namespaces {
-            let seen = match namespace::look(path) {
+            let seen = match namespace::look(*namespace, path) {
                 Ok(seen) => seen,
                 // Gone in between.
                 Err(_) if discovery::of(path, self.own) != Some(*namespace) => continue,
@@ -219,8 +271,13 @@ impl Worker {
             v4.extend(one.map(|client| (seen.key, client)));
             v6.extend(other.map(|client| (seen.key, client)));
         }
-        let written = bring(&mut self.tables.v4.netns, &v4).and(bring(&mut self.tables.v6.netns, &v6));
-        problems.extend(written.err().map(|error| error.to_string()));
+        let mut found = false;
+        for brought in [bring(&mut self.tables.v4.netns, &v4), bring(&mut self.tables.v6.netns, &v6)] {
+            match brought {
+                Ok(new) => found |= new,
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
         let mut status = lock(&self.status);
         for problem in problems.iter().filter(|problem| !status.problems.contains(problem)) {
             tracing::warn!("sockets: {problem}");
@@ -229,6 +286,7 @@ impl Worker {
         status.left_to_tc = known.values().filter(|is_left| **is_left).count();
         status.looked = seconds_since_1970();
         status.problems = problems;
+        found
     }
 
     /// Refreshes the clients of open sockets, and forgets sockets that are closed and were not seen to close.
@@ -252,7 +310,7 @@ impl Worker {
     fn live_sockets(&self) -> Option<HashMap<SocketCookie, LiveSocket>> {
         let mut sockets = HashMap::new();
         for (namespace, path) in &self.namespaces {
-            match namespace::within(path, live::list) {
+            match namespace::within(*namespace, path, live::list) {
                 Ok(listed) => sockets.extend(listed.into_iter().map(|socket| (socket.cookie, socket))),
                 Err(_) if discovery::of(path, self.own) != Some(*namespace) => {}
                 Err(error) => {
@@ -277,8 +335,8 @@ impl Worker {
         if gone.is_empty() {
             return;
         }
-        for path in self.namespaces.values() {
-            let ended = namespace::within(path, || {
+        for (namespace, path) in &self.namespaces {
+            let ended = namespace::within(*namespace, path, || {
                 let sockets = live::list()?;
                 let ours = sockets.iter().filter(|socket| is_to_end(socket, &gone));
                 Ok(ours.filter_map(|socket| live::destroy(socket).ok()).count())
@@ -296,11 +354,11 @@ fn is_to_end(socket: &LiveSocket, gone: &HashSet<(SocketCookie, SocketAddr)>) ->
     socket.proto == Proto::UDP && socket.peer.is_some_and(|peer| gone.contains(&(socket.cookie, peer)))
 }
 
-/// Brings a table to what it is to hold.
+/// Brings a table to what it is to hold. Returns whether anything has come to it.
 fn bring<F: Family>(
     table: &mut BoxTable<NetnsKey, NetnsClient<F>>,
     wanted: &BTreeMap<NetnsKey, NetnsClient<F>>,
-) -> Result<(), TableError> {
+) -> Result<bool, TableError> {
     let there: BTreeMap<NetnsKey, NetnsClient<F>> = table.entries()?.into_iter().collect();
     for key in there.keys().filter(|key| !wanted.contains_key(key)) {
         match table.remove(key) {
@@ -308,10 +366,12 @@ fn bring<F: Family>(
             Err(error) => return Err(error),
         }
     }
+    let mut new = false;
     for (key, client) in wanted.iter().filter(|(key, client)| there.get(key) != Some(client)) {
         table.insert(key, client)?;
+        new = true;
     }
-    Ok(())
+    Ok(new)
 }
 
 fn entries<F: Family>(tables: &FamilyTables<F>) -> Vec<(SocketKey<F>, Socket<F>)> {

@@ -3,10 +3,11 @@
 //!
 //! - [`discovery`]: the network namespaces of the node. [`namespace`]: what is in one. [`identity`]: who that is.
 //! - [`live`]: the sockets of a namespace, by `sock_diag`; and how one is destroyed.
-//! - [`keeper`]: the thread that does it all, beside the daemon's.
+//! - [`keeper`]: the thread that does it all, beside the daemon's; at what pace, where it is called: `pace`.
 
 pub mod discovery;
 pub mod identity;
 pub mod keeper;
 pub mod live;
 pub mod namespace;
+mod pace;

@@ -15,6 +15,8 @@ use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use super::discovery::Namespace;
+
 /// A network namespace as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -24,23 +26,31 @@ pub struct Seen {
     pub addresses: BTreeSet<IpAddr>,
 }
 
-/// Looks into the namespace that a path stands for.
+/// Looks into a namespace by a path to it.
 ///
 /// # Errors
 /// Where it has gone, or can't be entered.
-pub fn look(path: &Path) -> io::Result<Seen> {
-    within(path, || Ok(Seen { key: NetnsKey { cookie: cookie()? }, addresses: addresses()? }))
+pub fn look(namespace: Namespace, path: &Path) -> io::Result<Seen> {
+    within(namespace, path, || Ok(Seen { key: NetnsKey { cookie: cookie()? }, addresses: addresses()? }))
 }
 
 /// Does something within a namespace, by a thread that ends with it.
 ///
 /// # Errors
-/// Where it has gone, or can't be entered, and what the work returns.
-pub fn within<R: Send>(path: &Path, work: impl FnOnce() -> io::Result<R> + Send) -> io::Result<R> {
-    let namespace = File::open(path)?;
+/// Where it has gone (the path may stand for another one meanwhile: a process's number is given out again), or can't be
+/// entered, and what the work returns.
+pub fn within<R: Send>(
+    namespace: Namespace,
+    path: &Path,
+    work: impl FnOnce() -> io::Result<R> + Send,
+) -> io::Result<R> {
+    let file = File::open(path)?;
+    if Namespace::of(&file.metadata()?) != namespace {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "it stands for another network namespace by now"));
+    }
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            setns(&file, CloneFlags::CLONE_NEWNET)?;
             work()
         });
         inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread within the namespace has ended early")))
@@ -70,7 +80,13 @@ fn cookie_of(socket: &impl AsFd) -> io::Result<u64> {
             &raw mut length,
         )
     };
-    Errno::result(result)?;
+    match Errno::result(result) {
+        Err(Errno::ENOPROTOOPT) => {
+            let why = "the kernel has no SO_NETNS_COOKIE: it takes Linux 5.14 or newer; --socket-lb off does without";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
+        result => result?,
+    };
     Ok(cookie)
 }
 
@@ -108,6 +124,7 @@ pub fn routed_source(is_ipv4: bool) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::discovery;
     use super::*;
 
     #[test]
@@ -125,8 +142,11 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_no_namespace_is_an_error() {
-        assert!(look(Path::new("/does/not/exist")).is_err());
-        assert!(look(Path::new("/proc/self/status")).is_err());
+    fn a_path_that_is_no_namespace_or_another_one_is_an_error() {
+        let own = discovery::own().expect("proc");
+        assert!(look(own, Path::new("/does/not/exist")).is_err());
+        assert!(look(own, Path::new("/proc/self/status")).is_err());
+        let other = look(own, Path::new("/proc/self/ns/mnt")).expect_err("another one");
+        assert_eq!(other.kind(), io::ErrorKind::NotFound);
     }
 }
