@@ -107,6 +107,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::metrics::IgnoredTriggers;
     use crate::reconcile::Counts;
     use crate::status::{ProblemStatus, SourceStatus, StatusFile};
 
@@ -140,6 +141,7 @@ mod tests {
             seen_interfaces: true,
             counts: Counts::default(),
             sources: BTreeMap::new(),
+            ignored: IgnoredTriggers::default(),
         };
         published.status.source.last_error = Some("connection refused".to_owned());
         let (ready, text) = readiness(Some(&published));

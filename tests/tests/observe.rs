@@ -14,6 +14,7 @@ use affinity_tests::topology::{Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::wait;
 use anyhow::{Context as _, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
 
 const SECOND: Duration = Duration::from_secs(1);
 const METRICS: &str = "127.0.0.1:10249";
@@ -104,6 +105,27 @@ fn a_daemon_tells_of_health_and_metrics() -> Result<()> {
         assert_eq!(seen.get(series), Some(&value), "{series}: {seen:#?}");
     }
     assert!(seen["affinity_sync_duration_seconds_count"] >= 1.0);
+
+    // What a change answers, by its annotation: now, in an hour, and no time at all.
+    let in_an_hour = Timestamp::now() + SignedDuration::from_hours(1);
+    for (i, trigger) in [Timestamp::now().to_string(), in_an_hour.to_string(), "soon".to_owned()].iter().enumerate() {
+        let slice = SliceObject::of("sticky", "1").tcp("http", POD_PORT);
+        let slice = slice.endpoints(lab.backends.iter().take(1).map(|host| host.ip()), Endpoint::Ready);
+        let slice = slice.endpoint(format!("10.244.0.{}", 201 + i), Endpoint::NotReady);
+        let slice = slice.change(|slice| {
+            let annotation = ("endpoints.kubernetes.io/last-change-trigger-time".to_owned(), trigger.clone());
+            slice.metadata.annotations = Some([annotation].into());
+        });
+        source.write("sticky", &[&service as &dyn Document, &slice.build()])?;
+        wait::until_true("the change in the metrics", 20 * SECOND, || {
+            let seen = samples(node)?;
+            let programmed = seen["affinity_network_programming_duration_seconds_count"];
+            let ignored = ["future", "unreadable"]
+                .map(|why| seen[&format!("affinity_network_programming_ignored_total{{why=\"{why}\"}}")]);
+            let expected = [(1.0, [0.0, 0.0]), (1.0, [1.0, 0.0]), (1.0, [1.0, 1.0])][i];
+            Ok((programmed, ignored) == expected)
+        })?;
+    }
     assert!(seen["process_resident_memory_bytes"] > 1e6);
     Ok(())
 }

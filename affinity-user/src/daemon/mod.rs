@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
 use crate::server::{Addresses, ListenError, Listeners};
 use crate::sockets::keeper::{self, Keeper};
-use crate::sources::{SourceError, SourceEvent, directory, kubernetes};
+use crate::sources::{Received, SourceError, directory, kubernetes};
 use crate::status::StatusError;
 use crate::tables::{ONLY, TableError, bpf};
 
@@ -216,7 +216,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     Ok(())
 }
 
-async fn follow_source(source: &Source, node: &str) -> Result<mpsc::Receiver<SourceEvent>, DaemonError> {
+async fn follow_source(source: &Source, node: &str) -> Result<mpsc::Receiver<Received>, DaemonError> {
     match source {
         Source::Kubernetes(options) => {
             kubernetes::check(options).await?;

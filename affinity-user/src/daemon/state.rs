@@ -5,19 +5,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::attacher::Attacher;
 use super::{Options, STATUS_LAG, SWEEP, Source};
 use crate::collector::Collector;
 use crate::loader::cgroup::CgroupAttachment;
-use crate::metrics::{Metrics, Published, SourceCounts};
-use crate::model::{Kind, Model};
+use crate::metrics::{IgnoredTriggers, Metrics, Published, SourceCounts};
+use crate::model::{Kind, Model, ServiceName};
 use crate::plan::plan;
-use crate::reconcile::{Change, Reconciler, Report};
+use crate::reconcile::{Change, Reconciler, Report, Subject};
 use crate::sockets::keeper::Keeper;
 use crate::sources::kubernetes::events::Report as EventReport;
-use crate::sources::{Health, SourceEvent};
+use crate::sources::{Health, Received, SourceEvent};
 use crate::status::{ProblemStatus, SourceStatus, StatusError, StatusFile};
 
 /// What goes on beside the daemon's task.
@@ -37,11 +38,16 @@ pub(super) struct State {
     cgroup: Option<CgroupAttachment>,
     /// How many entries the reconciler had taken out when the keeper last heard of it.
     removed: u64,
-    stale: BTreeMap<Kind, (jiff::Timestamp, String)>,
+    stale: BTreeMap<Kind, (Timestamp, String)>,
     /// What the sources have told.
     sources: BTreeMap<Kind, SourceCounts>,
     /// When the oldest event was received that is not programmed yet.
     received: Option<Instant>,
+    /// When the oldest of the events happened that changes of services answer which are not programmed yet.
+    triggers: BTreeMap<ServiceName, Timestamp>,
+    ignored: IgnoredTriggers,
+    /// What happened before that was for another process to answer.
+    started: Timestamp,
     metrics: Arc<Metrics>,
     /// The problems that were logged already.
     logged: BTreeSet<String>,
@@ -72,6 +78,9 @@ impl State {
             stale: BTreeMap::new(),
             sources: Kind::ALL.map(|kind| (kind, SourceCounts::default())).into(),
             received: None,
+            triggers: BTreeMap::new(),
+            ignored: IgnoredTriggers::default(),
+            started: Timestamp::now(),
             metrics,
             logged: BTreeSet::new(),
             status: StatusFile::new(source)?,
@@ -81,8 +90,8 @@ impl State {
     }
 
     /// Takes an event of the source in. What it changes is programmed by [`Self::program`].
-    pub(super) fn enter(&mut self, event: SourceEvent) {
-        self.received.get_or_insert_with(Instant::now);
+    pub(super) fn enter(&mut self, Received { at, event }: Received) {
+        self.received = Some(self.received.map_or(at, |oldest| oldest.min(at)));
         self.count(&event);
         match event.enter(&mut self.model) {
             Some((kind, Health::Fresh)) if self.stale.remove(&kind).is_some() => {
@@ -99,6 +108,38 @@ impl State {
             }
             Some((_, Health::Fresh)) | None => {}
         }
+    }
+
+    fn note_trigger(&mut self, service: ServiceName, time: Timestamp) {
+        if time > Timestamp::now() {
+            self.ignored.future += 1;
+        } else if time >= self.started {
+            let oldest = self.triggers.entry(service).or_insert(time);
+            *oldest = time.min(*oldest);
+        }
+    }
+
+    /// Takes note of how long it took to answer what has happened, for the services that are as planned now.
+    fn measure(&mut self) {
+        if self.triggers.is_empty() || !self.reconciler.is_synced() {
+            return;
+        }
+        let failing: BTreeSet<&ServiceName> = self
+            .reconciler
+            .problems()
+            .filter_map(|problem| match &problem.subject {
+                Subject::ServicePort(name) => Some(&name.service),
+                Subject::Stray(_) => None,
+            })
+            .collect();
+        let now = Timestamp::now();
+        self.triggers.retain(|service, time| {
+            let waits = failing.contains(service);
+            if !waits {
+                self.metrics.programming.observe(now.duration_since(*time).as_secs_f64());
+            }
+            waits
+        });
     }
 
     fn count(&mut self, event: &SourceEvent) {
@@ -137,6 +178,10 @@ impl State {
         }
         for subject in &changes.accepted {
             tracing::info!("accepted: {subject}");
+        }
+        self.ignored.unreadable += changes.unreadable_triggers;
+        for (service, time) in changes.triggers {
+            self.note_trigger(service, time);
         }
         let judged = !changes.rejected.is_empty() || !changes.accepted.is_empty();
         let model = &self.model;
@@ -215,6 +260,7 @@ impl State {
 
     /// Logs problems that are new and those that are solved.
     fn tell(&mut self, report: &Report) {
+        self.measure();
         tracing::debug!(programmed = report.programmed.len(), writes = report.writes, "reconciled");
         let removed = self.reconciler.counts().removed;
         if let Some(keeper) = &self.threads.keeper
@@ -267,6 +313,7 @@ impl State {
             seen_interfaces: attached.seen_interfaces,
             counts: self.reconciler.counts(),
             sources: self.sources.clone(),
+            ignored: self.ignored,
         });
         status.write(&self.directory)
     }

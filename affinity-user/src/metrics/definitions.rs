@@ -97,6 +97,13 @@ definitions! {
     SYNC_DURATION: Histogram "affinity_sync_duration" in "seconds",
         "From the receipt of the oldest of some changes to the last map write for them, by the daemon's own clock",
         "The 99th percentile is over 1 s after the start.";
+    PROGRAMMING_DURATION: Histogram "affinity_network_programming_duration" in "seconds",
+        "From the change of a pod or service (endpoints.kubernetes.io/last-change-trigger-time) to the map write for it, \
+         one for each service and write, of coalesced changes by the oldest",
+        "The 99th percentile is over 5 s: without a high `affinity_sync_duration_seconds` the time goes to the control plane.";
+    PROGRAMMING_IGNORED: Counter "affinity_network_programming_ignored" by ["why"],
+        "Trigger times that could not be used: no time, or in the future of this node's clock",
+        "Future ones grow: clocks of the node and of the control plane differ.";
     MAP_WRITES: Counter "affinity_map_writes" by ["operation"],
         "Map entries that were written or removed by the daemon",
         "It grows with nothing changing.";

@@ -26,6 +26,7 @@ fn metrics() -> Arc<Metrics> {
         seen_interfaces: true,
         counts: Counts::default(),
         sources: Kind::ALL.map(|kind| (kind, counts.clone())).into(),
+        ignored: IgnoredTriggers::default(),
     });
     Arc::new(metrics)
 }

@@ -50,6 +50,15 @@ pub struct SourceCounts {
     pub stale_since: Option<Timestamp>,
 }
 
+/// Triggers of changes that can't be measured by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IgnoredTriggers {
+    /// They are no times.
+    pub unreadable: u64,
+    /// They are in the future, by this node's clock.
+    pub future: u64,
+}
+
 /// What the daemon's task knows.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -61,12 +70,16 @@ pub struct Published {
     pub counts: Counts,
     /// What has come from the sources.
     pub sources: BTreeMap<Kind, SourceCounts>,
+    /// Triggers of changes that could not be used.
+    pub ignored: IgnoredTriggers,
 }
 
 /// Everything that is told.
 pub struct Metrics {
     /// From the receipt of a change to its last map write.
     pub sync: Histogram,
+    /// From what a change answers to its last map write.
+    pub programming: Histogram,
     /// From an interface's appearance to its attachment.
     pub attach: Histogram,
     published: Mutex<Option<Arc<Published>>>,
@@ -95,6 +108,9 @@ impl Metrics {
         Self {
             // 0.25 ms to 8 s; 0.1 ms to 3.2 s.
             sync: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
+            programming: Histogram::new([
+                0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0,
+            ]),
             attach: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
             published: Mutex::new(None),
             maps: Mutex::new(Maps { tables, read: None }),
@@ -294,6 +310,10 @@ impl Scrape {
     fn programming(&self, out: &mut Writer<'_>) -> fmt::Result {
         let counts = self.seen.published.as_ref().map(|published| published.counts).unwrap_or_default();
         out.histogram(&of::SYNC_DURATION, &self.metrics.sync)?;
+        out.histogram(&of::PROGRAMMING_DURATION, &self.metrics.programming)?;
+        let ignored = self.seen.published.as_ref().map(|published| published.ignored).unwrap_or_default();
+        let ignored = [(["unreadable"], ignored.unreadable), (["future"], ignored.future)];
+        out.each(&of::PROGRAMMING_IGNORED, ignored)?;
         out.each(&of::MAP_WRITES, [(["write"], counts.written), (["remove"], counts.removed)])?;
         out.one(&of::FAILURES, counts.failures)?;
         out.one(&of::RETRIES, counts.retries)?;

@@ -14,12 +14,15 @@ mod slice;
 mod store;
 #[cfg(test)]
 mod tests;
+mod trigger;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+use jiff::Timestamp;
 
 pub use self::{
     claims::FrontendAddress,
@@ -31,6 +34,7 @@ pub use self::{
     service::{Service, ServicePort, SessionAffinity, TrafficPolicy},
     slice::{Endpoint, EndpointSlice, TargetPort},
     store::{Checked, Object},
+    trigger::Trigger,
 };
 use self::{
     claims::{Claims, Contest, Outcome},
@@ -58,6 +62,10 @@ pub struct Model {
 pub struct Changes {
     /// The services to plan again; those that the model has no more are gone.
     pub dirty: BTreeSet<ServiceName>,
+    /// When the oldest of the events happened that the changes of a service's slices answer, where they say.
+    pub triggers: BTreeMap<ServiceName, Timestamp>,
+    /// How many changes of slices say so in no words that can be read.
+    pub unreadable_triggers: u64,
     /// Whether a pod of this node has come, changed or gone.
     pub pods: bool,
     /// New rejections, to be logged.
@@ -299,7 +307,7 @@ impl Model {
     }
 
     fn service_changed(&mut self, transition: Transition<Service>) {
-        let Transition { name, old, new, problems } = transition;
+        let Transition { name, old, new, problems, .. } = transition;
         if let Some(problems) = problems {
             self.changes.note(&Subject::Object(Kind::Service, name.clone()), &problems);
         }
@@ -314,7 +322,7 @@ impl Model {
     }
 
     fn slice_changed(&mut self, transition: Transition<EndpointSlice>) {
-        let Transition { name, old, new, problems } = transition;
+        let Transition { name, old, new, problems, trigger } = transition;
         if let Some(problems) = problems {
             self.changes.note(&Subject::Object(Kind::EndpointSlice, name.clone()), &problems);
         }
@@ -328,10 +336,13 @@ impl Model {
                     self.by_service.remove(&old.service);
                 }
             }
-            self.slice_touches(&old.service);
+            self.slice_touches(&old.service, trigger);
+        }
+        if trigger == Trigger::Unreadable {
+            self.changes.unreadable_triggers += 1;
         }
         if let Some(new) = new {
-            self.slice_touches(&new.service);
+            self.slice_touches(&new.service, trigger);
             self.by_service.entry(new.service.clone()).or_default().insert(name, new);
         }
     }
@@ -352,16 +363,20 @@ impl Model {
     }
 
     fn pod_changed(&mut self, transition: Transition<Pod>) {
-        let Transition { name, old, new, problems } = transition;
+        let Transition { name, old, new, problems, .. } = transition;
         if let Some(problems) = problems {
             self.changes.note(&Subject::Object(Kind::Pod, name), &problems);
         }
         self.changes.pods |= old != new;
     }
 
-    fn slice_touches(&mut self, service: &ServiceName) {
+    fn slice_touches(&mut self, service: &ServiceName, trigger: Trigger) {
         if self.services.get(service).is_some() {
             self.changes.dirty.insert(service.clone());
+            if let Trigger::At(time) = trigger {
+                let oldest = self.changes.triggers.entry(service.clone()).or_insert(time);
+                *oldest = time.min(*oldest);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Kind, ObjectName, Problem};
+use super::{Kind, ObjectName, Problem, Trigger};
 
 /// An object of the model.
 pub trait Object: Eq {
@@ -28,17 +28,25 @@ pub struct Checked<T> {
     pub replaces: bool,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
+    /// When that happened which the version answers.
+    pub trigger: Trigger,
 }
 
 impl<T: Object> Checked<T> {
     /// A version without fault.
     pub fn good(object: T) -> Self {
-        Self { name: object.name().clone(), object: Some(Arc::new(object)), replaces: true, problems: Vec::new() }
+        Self {
+            name: object.name().clone(),
+            object: Some(Arc::new(object)),
+            replaces: true,
+            problems: Vec::new(),
+            trigger: Trigger::Unknown,
+        }
     }
 
     /// A version of which nothing can be programmed.
     pub fn rejected(name: ObjectName, problem: Problem) -> Self {
-        Self { name, object: None, replaces: false, problems: vec![problem] }
+        Self { name, object: None, replaces: false, problems: vec![problem], trigger: Trigger::Unknown }
     }
 }
 
@@ -58,6 +66,8 @@ pub(super) struct Transition<T> {
     pub new: Option<Arc<T>>,
     /// The problems, where they changed.
     pub problems: Option<Vec<Problem>>,
+    /// When that happened which the change answers.
+    pub trigger: Trigger,
 }
 
 impl<T: Object> Transition<T> {
@@ -113,7 +123,7 @@ impl<T: Object> Store<T> {
         }
         let entry = self.entries.remove(name)?;
         let problems = (!entry.problems.is_empty()).then(Vec::new);
-        let gone = Transition { name: name.clone(), old: entry.object, new: None, problems };
+        let gone = Transition { name: name.clone(), old: entry.object, new: None, problems, trigger: Trigger::Unknown };
         gone.happened().then_some(gone)
     }
 
@@ -132,7 +142,7 @@ impl<T: Object> Store<T> {
     }
 
     fn commit(&mut self, version: Checked<T>) -> Option<Transition<T>> {
-        let Checked { name, object, replaces, problems } = version;
+        let Checked { name, object, replaces, problems, trigger } = version;
         let entry = self.entries.entry(name.clone()).or_insert_with(|| Entry {
             object: None,
             makeshift: true,
@@ -147,7 +157,7 @@ impl<T: Object> Store<T> {
         }
         let changed = entry.problems != problems;
         entry.problems.clone_from(&problems);
-        let done = Transition { name, old, new: entry.object.clone(), problems: changed.then_some(problems) };
+        let done = Transition { name, old, new: entry.object.clone(), problems: changed.then_some(problems), trigger };
         done.happened().then_some(done)
     }
 

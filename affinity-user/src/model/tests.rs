@@ -44,7 +44,7 @@ fn delete(model: &mut Model, kind: Kind, name: &str) -> String {
 
 /// `dirty…`, `- rejection`, `+ accepted`.
 fn changes(model: &mut Model) -> String {
-    let Changes { dirty, rejected, accepted, pods: _ } = model.take_changes();
+    let Changes { dirty, rejected, accepted, .. } = model.take_changes();
     let dirty = dirty.iter().map(|name| format!("{} ", name.name));
     let rejected = rejected.iter().map(|rejection| format!("- {rejection} "));
     let accepted = accepted.iter().map(|subject| format!("+ {subject} "));
@@ -308,4 +308,35 @@ fn files_have_rejections_too() {
     model.report_file(Path::new("/etc/web.yaml"), vec![]);
     assert_eq!(changes(&mut model), "+ /etc/web.yaml");
     assert!(!model.is_withheld(&ObjectName::new("shop", "web")));
+}
+
+#[test]
+fn of_what_slices_answer_the_oldest_counts() {
+    let mut model = Model::default();
+    let answers = |slice_name: &str, address: &str, time: &str| {
+        let annotation =
+            format!("annotations: {{endpoints.kubernetes.io/last-change-trigger-time: '{time}'}}, namespace");
+        slice(slice_name, "web", address).replace("namespace", &annotation)
+    };
+    let enter = |model: &mut Model, yaml: &str| {
+        for event in list_of(yaml) {
+            if !matches!(event, SourceEvent::Init(_) | SourceEvent::InitDone(_)) {
+                event.enter(model);
+            }
+        }
+    };
+    list(&mut model, &[service("web", "10.0.0.1", 1, ""), slice("web-1", "web", "10.1.0.1")].concat());
+    let (late, early) = ("2026-01-01T00:00:02Z", "2026-01-01T00:00:01.5Z");
+    enter(&mut model, &answers("web-1", "10.1.0.2", late));
+    enter(&mut model, &answers("web-2", "10.1.0.3", early));
+    enter(&mut model, &answers("web-2", "10.1.0.4", late));
+    enter(&mut model, &answers("web-3", "10.1.0.5", "yesterday"));
+    let changes = model.take_changes();
+    let web = ObjectName::new("shop", "web");
+    assert_eq!(changes.triggers, BTreeMap::from([(web, early.parse().expect("a time"))]));
+    assert_eq!((changes.unreadable_triggers, changes.rejected.len()), (1, 0));
+    // No change, nothing to measure; a slice without its service neither.
+    enter(&mut model, &answers("web-1", "10.1.0.2", early));
+    enter(&mut model, &answers("db-1", "10.1.0.9", early).replace("service-name: web", "service-name: db"));
+    assert_eq!(model.take_changes(), Changes::default());
 }

@@ -20,7 +20,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::{
-    BACKLOG, Health, SourceError, SourceEvent,
+    BACKLOG, Health, Received, SourceError, SourceEvent,
     documents::{Contents, Version},
 };
 use crate::model::{Fault, Kind, ObjectName, Problem, ServiceName, Subject};
@@ -38,21 +38,21 @@ const RESCAN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The system has no thread left. That the directory can't be read is no error but told by an event.
-pub fn watch(path: impl Into<PathBuf>) -> io::Result<mpsc::Receiver<SourceEvent>> {
+pub fn watch(path: impl Into<PathBuf>) -> io::Result<mpsc::Receiver<Received>> {
     let (sender, receiver) = mpsc::channel(BACKLOG);
     let directory = Directory::new(path.into());
     thread::Builder::new().name("directory".into()).spawn(move || follow(directory, &sender))?;
     Ok(receiver)
 }
 
-fn follow(mut directory: Directory, sender: &mpsc::Sender<SourceEvent>) {
+fn follow(mut directory: Directory, sender: &mpsc::Sender<Received>) {
     let (wake, woken) = std_mpsc::channel();
     let mut notifier = Notifier { watcher: None, wake };
     while !sender.is_closed() {
         notifier.ensure(&directory.path);
         let Scan { events, again } = directory.scan();
         for event in events {
-            if sender.blocking_send(event).is_err() {
+            if sender.blocking_send(Received::now(event)).is_err() {
                 return;
             }
         }
@@ -579,14 +579,14 @@ mod tests {
         let mut events = watch(dir.path()).expect("a thread");
         let mut model = Model::default();
         while !model.is_synced() {
-            events.recv().await.expect("an event").enter(&mut model);
+            events.recv().await.expect("an event").event.enter(&mut model);
         }
         fs::write(dir.path().join("b.tmp"), service("b", "10.0.0.2")).expect("written");
         fs::rename(dir.path().join("b.tmp"), dir.path().join("b.yaml")).expect("renamed");
         let b = ObjectName::new("default", "b");
         let noticed = async {
             while model.service(&b).is_none() {
-                events.recv().await.expect("an event").enter(&mut model);
+                events.recv().await.expect("an event").event.enter(&mut model);
             }
         };
         tokio::time::timeout(Duration::from_secs(3), noticed).await.expect("noticed before the next look");

@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 
 use access::Places;
 
-use super::{BACKLOG, Health, SourceError, SourceEvent, convert, trimmed};
+use super::{BACKLOG, Health, Received, SourceError, SourceEvent, convert, trimmed};
 use crate::model::{Kind, ObjectName, Problem};
 
 /// How long after a watch broke another failure is taken for one to take it up: over the 30 s that a connection gets.
@@ -114,7 +114,7 @@ pub async fn check(options: &Options) -> Result<(), SourceError> {
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn watch(options: &Options, node: &str) -> mpsc::Receiver<SourceEvent> {
+pub fn watch(options: &Options, node: &str) -> mpsc::Receiver<Received> {
     let (sender, receiver) = mpsc::channel(BACKLOG);
     follow::<core::Service>(options, node, &sender);
     follow::<discovery::EndpointSlice>(options, node, &sender);
@@ -204,7 +204,7 @@ impl From<Closed> for End {
 struct Follower {
     options: Options,
     node: String,
-    sender: mpsc::Sender<SourceEvent>,
+    sender: mpsc::Sender<Received>,
     retry: Retry,
     kind: Kind,
     /// Since when the state may be stale; `None` while it is fresh.
@@ -214,7 +214,7 @@ struct Follower {
 }
 
 /// Follows a kind of object in a task of its own.
-fn follow<K: Watched>(options: &Options, node: &str, sender: &mpsc::Sender<SourceEvent>) {
+fn follow<K: Watched>(options: &Options, node: &str, sender: &mpsc::Sender<Received>) {
     let mut follower = Follower {
         options: options.clone(),
         node: node.to_owned(),
@@ -358,7 +358,7 @@ impl Follower {
     }
 
     async fn send(&self, event: SourceEvent) -> Result<(), Closed> {
-        self.sender.send(event).await.map_err(|_| Closed)
+        self.sender.send(Received::now(event)).await.map_err(|_| Closed)
     }
 
     async fn pause(&mut self) -> Result<(), Closed> {

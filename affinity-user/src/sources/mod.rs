@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
+    time::Instant,
 };
 
 use jiff::Timestamp;
@@ -46,6 +47,21 @@ pub enum SourceEvent {
     File(PathBuf, Vec<Problem>),
     /// Whether what is known of a kind is up to date.
     Health(Kind, Health),
+}
+
+/// An event and when it came, before it waited for anybody.
+#[derive(Debug)]
+pub struct Received {
+    /// When.
+    pub at: Instant,
+    /// What.
+    pub event: SourceEvent,
+}
+
+impl Received {
+    fn now(event: SourceEvent) -> Self {
+        Self { at: Instant::now(), event }
+    }
 }
 
 /// Whether a source is up to date.

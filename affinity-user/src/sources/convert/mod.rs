@@ -21,7 +21,7 @@ use affinity_common::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::{node::node, pod::pod, service::service, slice::endpoint_slice};
-use crate::model::{Checked, Fault, Kind, ObjectName, Problem};
+use crate::model::{Checked, Fault, Kind, ObjectName, Problem, Trigger};
 
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
@@ -66,11 +66,21 @@ impl Faults {
     }
 
     fn reject<T>(self, name: &ObjectName) -> Checked<T> {
-        Checked { name: name.clone(), object: None, replaces: false, problems: self.problems }
+        Checked { object: None, replaces: false, ..self.checked(name) }
     }
 
     fn check<T>(self, name: &ObjectName, object: T) -> Checked<T> {
-        Checked { name: name.clone(), object: Some(Arc::new(object)), replaces: !self.invalid, problems: self.problems }
+        Checked { object: Some(Arc::new(object)), replaces: !self.invalid, ..self.checked(name) }
+    }
+
+    fn checked<T>(self, name: &ObjectName) -> Checked<T> {
+        Checked {
+            name: name.clone(),
+            object: None,
+            replaces: false,
+            problems: self.problems,
+            trigger: Trigger::Unknown,
+        }
     }
 }
 

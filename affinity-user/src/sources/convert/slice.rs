@@ -6,9 +6,14 @@ use affinity_common::abi::services::LABEL_MAX;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
-use crate::model::{Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort};
+use crate::model::{
+    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, Trigger,
+};
 
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// When the pod or service changed that the slice was made or changed for (`EndpointsLastChangeTriggerTime` in
+/// `k8s.io/api/core/v1`): RFC 3339, and absent where the slice's writer does not know.
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// A slice; `None` if it is not for a service proxy, or for another one.
 pub fn endpoint_slice(name: &ObjectName, object: &discovery::EndpointSlice) -> Option<Checked<EndpointSlice>> {
@@ -40,7 +45,14 @@ pub fn endpoint_slice(name: &ObjectName, object: &discovery::EndpointSlice) -> O
         ports: target_ports(object, &mut faults),
         endpoints: endpoints(object, address_type, &mut faults),
     };
-    Some(faults.check(name, slice))
+    Some(Checked { trigger: trigger(object), ..faults.check(name, slice) })
+}
+
+fn trigger(object: &discovery::EndpointSlice) -> Trigger {
+    match object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(TRIGGER_ANNOTATION)) {
+        None => Trigger::Unknown,
+        Some(text) => text.parse().map_or(Trigger::Unreadable, Trigger::At),
+    }
 }
 
 fn target_ports(object: &discovery::EndpointSlice, faults: &mut Faults) -> Vec<TargetPort> {

@@ -174,7 +174,7 @@ fn page(items: &[Value], more: &str) -> Reply {
 /// What the source tells of a kind, line by line, until the last of the expected lines.
 struct Told {
     kind: Kind,
-    events: mpsc::Receiver<SourceEvent>,
+    events: mpsc::Receiver<Received>,
     model: Model,
 }
 
@@ -190,7 +190,7 @@ impl Told {
     async fn next(&mut self) -> String {
         loop {
             let event = tokio::time::timeout(Duration::from_secs(20), self.events.recv());
-            let event = event.await.expect("an event in time").expect("no end");
+            let Received { event, .. } = event.await.expect("an event in time").expect("no end");
             let (kind, line) = match &event {
                 SourceEvent::Init(kind) => (*kind, "init".into()),
                 SourceEvent::Service(version) => (Kind::Service, format!("apply {}", version.name)),
