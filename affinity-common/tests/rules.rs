@@ -520,6 +520,39 @@ fn a_client_has_an_entry_in_each_scope<F: Wire>() {
     assert_eq!(world.send(0, port(40_003), SYN).0, Reason::AffinityHit);
 }
 
+fn ports_that_share_affinity_keep_a_client_on_one_pod<F: Wire>() {
+    let mut world = world::<F>();
+    world.services[1] = Service { shares: Some(1), ..Service::new(2, Proto::TCP, 10) };
+    world.program(1);
+    let mut places = std::collections::BTreeSet::new();
+    for last in 1..40 {
+        let client = ([10, 244, 0, last], 40_000);
+        let (first, place) = world.send(0, client, SYN);
+        assert_eq!(first, Reason::AffinityNew);
+        assert_eq!(world.send(1, (client.0, 40_001), SYN), (Reason::AffinityHit, place));
+        places.insert(place);
+    }
+    assert!(places.len() > 1);
+    // Expired for both, and chosen anew for both.
+    world.env.sleep(Nanos(11 * SECOND));
+    let (reason, place) = world.send(1, port(40_001), SYN);
+    assert_eq!(reason, Reason::AffinityExpired);
+    assert_eq!(world.send(0, port(40_002), SYN), (Reason::AffinityHit, place));
+    // A flow of one port keeps the client for the other.
+    for _ in 0..3 {
+        world.env.sleep(Nanos(6 * SECOND));
+        assert_eq!(world.send(1, port(40_001), ACK), (Reason::Established, place));
+    }
+    assert_eq!(world.send(0, port(40_003), SYN), (Reason::AffinityHit, place));
+    // The pod has gone from one of the ports: its clients move on both, together.
+    world.services[1].backends[place] = State::Gone;
+    world.program(1);
+    let (reason, other) = world.send(1, port(40_004), SYN);
+    assert_eq!(reason, Reason::AffinityFailover);
+    assert_ne!(other, place);
+    assert_eq!(world.send(0, port(40_005), SYN), (Reason::AffinityHit, other));
+}
+
 fn events_are_made_while_a_reader_asks<F: Wire>() {
     let mut world = world::<F>();
     world.send(0, CLIENT, SYN);
@@ -665,6 +698,7 @@ in_both_families! {
     a_pod_is_its_own_backend,
     no_backend_is_no_choice_and_leaves_no_trace,
     where_all_backends_are_out_of_scope_packets_are_dropped,
+    ports_that_share_affinity_keep_a_client_on_one_pod,
     a_client_has_an_entry_in_each_scope,
     events_are_made_while_a_reader_asks,
     affinity_is_switched_and_its_timeout_changed_while_it_runs,

@@ -185,7 +185,7 @@ impl Expiries {
         let timeouts: BTreeMap<ServiceId, Seconds> = read_frontends(tables)?
             .into_iter()
             .filter(|frontend| frontend.value.has_affinity())
-            .map(|frontend| (frontend.value.service, frontend.value.timeout))
+            .map(|frontend| (frontend.value.affinity, frontend.value.timeout))
             .collect();
         let at = now();
         let mut live = BTreeSet::new();

@@ -161,6 +161,7 @@ impl Programs {
         self.next_slot += slot_count;
         let value = Frontend {
             service: id,
+            affinity: id,
             seed: service.id.wrapping_mul(0x9e37_79b9),
             first_slot,
             slot_count,

@@ -104,6 +104,33 @@ impl Site {
     }
 }
 
+/// With the annotation, a client is on one pod over all ports of the service: here TCP's and UDP's.
+#[test]
+fn affinity_can_be_to_the_service_as_a_whole() -> Result<()> {
+    let site = Site::standard()?;
+    let service = ServiceObject::new("whole").tcp("http", 80, POD_PORT).udp("udp", 80, POD_PORT);
+    let service =
+        service.cluster_ip("10.96.0.30").affinity(600).annotation("affinity.dev/session-affinity-scope", "service");
+    let addresses = site.lab.backends.iter().map(Host::ip);
+    let slice = SliceObject::of("whole", "1").tcp("http", POD_PORT).udp("udp", POD_PORT);
+    let slice = slice.endpoints(addresses, Endpoint::Ready);
+    site.source.write("whole.yaml", &[&service.build(), &slice.build()])?;
+    let count = site.lab.backends.len();
+    site.cli().wait_for_service("default/whole", 10 * SECOND, |row| row.is_some_and(|row| row.eligible == count))?;
+    for client in 0..site.lab.clients.len() {
+        let pod = site.ask(client, "10.96.0.30:80")?;
+        for _ in 0..10 {
+            assert_eq!(site.ask_udp(client, "10.96.0.30:80", 7)?, pod);
+            assert_eq!(site.ask(client, "10.96.0.30:80")?, pod);
+        }
+    }
+    let sessions = site.cli().json(&["session", "list", "--service", "default/whole"])?;
+    let sessions = sessions.as_array().context("an array")?;
+    assert_eq!(sessions.len(), site.lab.clients.len(), "{sessions:?}");
+    assert!(sessions.iter().all(|session| session["port_name"] == "*"), "{sessions:?}");
+    Ok(())
+}
+
 fn write(source: &SourceDir, lab: &Lab, states: &[Endpoint], timeout: Option<i32>) -> Result<()> {
     for (name, frontends, timeout) in [("sticky", [STICKY, STICKY6], timeout), ("spread", [SPREAD, SPREAD6], None)] {
         let service = ServiceObject::new(name).tcp("http", 80, POD_PORT).udp("udp", 80, POD_PORT);

@@ -8,12 +8,12 @@ use crate::{
 };
 
 pod! {
-    /// A client of a service port.
+    /// A client of a service port, or of all of a service's.
     #[derive(Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
     pub struct AffinityKey<F>: 12, 24 {
         /// The client's address, as the backend's cluster sees it.
         pub client: F::Addr,
-        /// The service port.
+        /// The service port: [`super::frontends::Frontend::affinity`].
         pub service: ServiceId,
         /// The set of backends that the frontend sees: [`super::frontends::Frontend::scope`].
         pub scope: u32,

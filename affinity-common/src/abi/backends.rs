@@ -1,7 +1,7 @@
 //! `backends_v4`, `backends_v6`: the backends of each service port. Written by user space.
 //!
-//! A backend id belongs to one service port, and the key names both: an affinity entry can't lead to another service's
-//! backend, whatever it holds.
+//! A backend id belongs to one service port, or to one pod on all ports of a service that shares its affinity among them, and
+//! the key names both: an affinity entry can't lead to another service's backend, whatever it holds.
 
 use super::{Kind, MapSpec};
 use crate::pod::pod;

@@ -24,9 +24,12 @@ pod! {
 
     /// The service port behind it. One update of this value switches the service to other slots.
     #[derive(Default, PartialEq, Eq, Hash)]
-    pub struct Frontend: 24 {
+    pub struct Frontend: 28 {
         /// The service port.
         pub service: ServiceId,
+        /// The service port by whose name clients' affinity entries go: itself, or the same one for all ports of a service
+        /// that keeps its clients on one pod over all of them. Those have the same backend ids for the same pods.
+        pub affinity: ServiceId,
         /// What makes the service's choices its own: a hash of its name, so the same on every node.
         pub seed: u32,
         /// Index of its first slot in `slots`.

@@ -28,7 +28,7 @@ pub fn choose<F: Family, E: Env<F>>(
     client: &F::Addr,
     now: Nanos,
 ) -> Result<Choice<F>, Reason> {
-    let key = AffinityKey::new(*client, frontend.service, frontend.scope);
+    let key = AffinityKey::new(*client, frontend.affinity, frontend.scope);
     for attempt in 1..=ATTEMPTS {
         let entry = env.affinity(&key);
         let pair = entry.as_ref().map_or_else(Pair::default, AffinityEntry::load);
@@ -72,7 +72,7 @@ pub fn choose<F: Family, E: Env<F>>(
 /// not, expired or not, it is where the connection most likely was.
 #[inline(always)]
 pub fn recall<F: Family, E: Env<F>>(env: &E, frontend: &Frontend, client: &F::Addr) -> Option<(BackendId, Backend<F>)> {
-    let entry = env.affinity(&AffinityKey::new(*client, frontend.service, frontend.scope))?;
+    let entry = env.affinity(&AffinityKey::new(*client, frontend.affinity, frontend.scope))?;
     let id = entry.load().backend;
     Some((id, env.backend(&BackendKey { service: frontend.service, backend: id })?))
 }
@@ -87,7 +87,7 @@ pub fn touch<F: Family, E: Env<F>>(
     backend: BackendId,
     now: Nanos,
 ) -> Nanos {
-    let Some(entry) = env.affinity(&AffinityKey::new(*client, frontend.service, frontend.scope)) else { return now };
+    let Some(entry) = env.affinity(&AffinityKey::new(*client, frontend.affinity, frontend.scope)) else { return now };
     let pair = entry.load();
     if pair.backend != backend {
         return now;

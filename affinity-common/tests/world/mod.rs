@@ -31,17 +31,24 @@ pub struct Service {
     pub frontend: End,
     pub proto: Proto,
     pub timeout: u32,
+    /// The service port that its affinity goes by, where that is another one.
+    pub shares: Option<u32>,
     pub backends: Vec<State>,
 }
 
 impl Service {
     pub fn new(id: u32, proto: Proto, timeout: u32) -> Self {
         let host = u8::try_from(id).expect("few services");
-        Self { id, frontend: ([10, 96, 0, host], 80), proto, timeout, backends: vec![State::Eligible; 4] }
+        Self { id, frontend: ([10, 96, 0, host], 80), proto, timeout, shares: None, backends: vec![State::Eligible; 4] }
     }
 
     pub fn service_id(&self) -> ServiceId {
         ServiceId { id: self.id }
+    }
+
+    /// The service port that its affinity goes by.
+    pub fn affinity_id(&self) -> ServiceId {
+        ServiceId { id: self.shares.unwrap_or(self.id) }
     }
 
     /// The address of a backend by its place; services share their pods.
@@ -50,7 +57,7 @@ impl Service {
     }
 
     pub fn backend_id(&self, index: usize) -> BackendId {
-        BackendId { id: self.id * 100 + u32::try_from(index).expect("few backends") }
+        BackendId { id: self.affinity_id().id * 100 + u32::try_from(index).expect("few backends") }
     }
 
     pub fn backend_key(&self, index: usize) -> BackendKey {
@@ -63,7 +70,7 @@ impl Service {
     }
 
     pub fn affinity_key<F: Wire>(&self, client: [u8; 4]) -> AffinityKey<F> {
-        AffinityKey::new(F::addr(client), self.service_id(), 0)
+        AffinityKey::new(F::addr(client), self.affinity_id(), 0)
     }
 
     pub fn forward<F: Wire>(&self, client: End) -> ConntrackKey<F> {
@@ -135,6 +142,7 @@ impl<F: Wire> World<F> {
         let count = u32::try_from(slots.len()).expect("few slots");
         let frontend = Frontend {
             service: service.service_id(),
+            affinity: service.affinity_id(),
             seed: service.id * 77,
             first_slot: self.next_slot,
             slot_count: count,

@@ -31,7 +31,7 @@ pub use self::{
     place::{Hints, Place},
     pod::Pod,
     problem::{Fault, Problem, Rejection},
-    service::{Service, ServicePort, SessionAffinity, TrafficPolicy},
+    service::{AffinityScope, Service, ServicePort, SessionAffinity, TrafficPolicy},
     slice::{Endpoint, EndpointSlice, TargetPort},
     store::{Checked, Object},
     trigger::Trigger,

@@ -18,6 +18,8 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.sessionAffinity` and its configuration.
     pub session_affinity: SessionAffinity,
+    /// What clients are kept on their backends for: the annotation `affinity.dev/session-affinity-scope`.
+    pub affinity_scope: AffinityScope,
     /// `spec.internalTrafficPolicy`: of its cluster IPs.
     pub internal_policy: TrafficPolicy,
     /// The ports of protocols that are supported; name and protocol are unique, port number and protocol too.
@@ -34,6 +36,16 @@ pub enum SessionAffinity {
         /// How long a client is remembered after its last packet: 1..=86400 s.
         timeout: Seconds,
     },
+}
+
+/// What a client's affinity is to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AffinityScope {
+    /// A port of the service: kube-proxy's scope.
+    #[default]
+    Port,
+    /// The service: a client reaches one pod on all of its ports.
+    Service,
 }
 
 /// Which endpoints clients may be led to.

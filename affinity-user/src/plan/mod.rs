@@ -1,7 +1,8 @@
 //! From the model of one service to what the datapath ought to hold for it: a pure step, without ids.
 //!
-//! The same model gives the same plan on every node: backends are in canonical order, and what spreads clients over
-//! them ([`maglev`], [`PortPlan::seed`]) depends on names and addresses alone.
+//! The same model gives the same plan on every node, but for what traffic policies and topology hints keep to some of them:
+//! backends are in canonical order, and what spreads clients over them ([`maglev`], [`PortPlan::seed`]) depends on names and
+//! addresses alone.
 
 mod endpoints;
 pub mod maglev;
@@ -16,7 +17,9 @@ use affinity_common::{
     types::{Port, Proto, Seconds},
 };
 
-use crate::model::{FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, TrafficPolicy};
+use crate::model::{
+    AffinityScope, FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, TrafficPolicy,
+};
 
 /// What the datapath ought to hold for a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,10 +35,13 @@ pub struct ServicePlan {
 pub struct PortPlan {
     /// The service port.
     pub name: ServicePortName,
-    /// What makes its choices its own: a hash of its name, so the same on every node.
+    /// What makes its choices its own: a hash of its name, or of the service's where affinity is shared, so the same on
+    /// every node.
     pub seed: u32,
     /// How long a client stays with its backend; `None` where it does not.
     pub affinity: Option<Seconds>,
+    /// Whether a client that has affinity here has it on all ports of the service, to the same pod.
+    pub shares_affinity: bool,
     /// Which endpoints its frontends lead to.
     pub scope: Scope,
     /// The IPv4 part.
@@ -126,16 +132,27 @@ impl PortPlan {
     /// The slots of family `F`: indices into its [`FamilyPlan::backends`], of eligible ones alone, and none if no
     /// backend is eligible. With affinity a Maglev table, without it each eligible backend once, in order.
     ///
+    /// Where affinity is shared, target ports play no part in it, so that every port of the service chooses the same pod.
+    ///
     /// Computed on each call: it depends on the addresses and ports of the eligible backends alone, so a table that
     /// was made for the same ones is still right.
     pub fn slots<F: PlanFamily>(&self) -> Vec<u32> {
         let family = self.family::<F>();
-        let (eligible, keys): (Vec<u32>, Vec<_>) =
-            (0..).zip(&family.backends).filter(|(_, b)| b.eligible).map(|(i, b)| (i, (b.addr, b.port))).unzip();
+        let (eligible, keys): (Vec<u32>, Vec<_>) = (0..)
+            .zip(&family.backends)
+            .filter(|(_, b)| b.eligible)
+            .map(|(i, b)| (i, (b.addr, self.key_port(b))))
+            .unzip();
         if self.affinity.is_none() {
             return eligible;
         }
         maglev::table::<F>(&keys).into_iter().filter_map(|slot| eligible.get(slot as usize).copied()).collect()
+    }
+}
+
+impl PortPlan {
+    fn key_port<F: Family>(&self, backend: &BackendPlan<F>) -> Port {
+        if self.shares_affinity { Port::default() } else { backend.port }
     }
 }
 
@@ -152,6 +169,7 @@ pub fn plan(view: &ServiceView<'_>) -> ServicePlan {
         SessionAffinity::None => None,
         SessionAffinity::ClientIp { timeout } => Some(timeout),
     };
+    let shares_affinity = affinity.is_some() && service.affinity_scope == AffinityScope::Service;
     let scope = match service.internal_policy {
         TrafficPolicy::Cluster => Scope::Cluster,
         TrafficPolicy::Local => Scope::Local,
@@ -162,8 +180,9 @@ pub fn plan(view: &ServiceView<'_>) -> ServicePlan {
         .map(|port| {
             let name = service.port_name(port);
             PortPlan {
-                seed: seed(&name),
+                seed: if shares_affinity { seed(&service.name) } else { seed(&name) },
                 affinity,
+                shares_affinity,
                 scope,
                 v4: family_plan(view, &name, port.port, scope),
                 v6: family_plan(view, &name, port.port, scope),
@@ -192,8 +211,8 @@ fn family_plan<F: Family>(view: &ServiceView<'_>, name: &ServicePortName, port: 
     FamilyPlan { frontends, backends, others }
 }
 
-/// The hash of `namespace/name/port/proto`.
-fn seed(name: &ServicePortName) -> u32 {
+/// The hash of `namespace/name/port/proto`, or of `namespace/name`.
+fn seed(name: &impl fmt::Display) -> u32 {
     fnv1a(name.to_string().bytes())
 }
 
@@ -211,6 +230,7 @@ impl fmt::Display for ServicePlan {
                 Some(timeout) => write!(f, "{}s", timeout.secs)?,
                 None => write!(f, "none")?,
             }
+            write!(f, "{}", if port.shares_affinity { " shared" } else { "" })?;
             writeln!(f, "{}", if port.scope == Scope::Local { " scope=local" } else { "" })?;
             port.v4.fmt(f)?;
             port.v6.fmt(f)?;

@@ -246,6 +246,28 @@ fn slots_name_eligible_backends_alone() {
 }
 
 #[test]
+fn ports_that_share_affinity_choose_alike() {
+    let ports = "[{name: http, port: 80}, {name: https, port: 443}]";
+    let service = SERVICE
+        .replace("name: web,", "name: web, annotations: {affinity.dev/session-affinity-scope: service},")
+        .replace("[{name: http, port: 80, targetPort: web}]", ports);
+    let pods: Vec<_> = (1..9).map(|last| pod(last, "")).collect();
+    let pods: Vec<_> = pods.iter().map(String::as_str).collect();
+    let slice = slice("a", "{name: http, port: 8080}, {name: https, port: 8443}", &pods);
+    let plans_of = |service: &str| plans(&[service, &slice].concat());
+    let shared = plans_of(&service);
+    let [http, https] = &shared[0].ports[..] else { panic!("{}", shared[0]) };
+    assert!(shared[0].to_string().starts_with("shop/web/http/TCP seed="), "{}", shared[0]);
+    assert!(http.shares_affinity && http.seed == https.seed);
+    assert_eq!(http.slots::<V4>(), https.slots::<V4>());
+    // Without affinity there is nothing to share.
+    let spread = plans_of(&service.replace("sessionAffinity: ClientIP", "sessionAffinity: None"));
+    assert!(!spread[0].ports[0].shares_affinity && spread[0].ports[0].seed != spread[0].ports[1].seed);
+    let usual = plans_of(&service.replace("scope: service", "scope: port"));
+    assert_ne!(usual[0].ports[0].slots::<V4>(), usual[0].ports[1].slots::<V4>());
+}
+
+#[test]
 fn the_seed_is_fnv_1a() {
     // The published test vectors need the bare hash: "a" is 0xe40c292c, "foobar" 0xbf9cf968.
     assert_eq!(fnv1a("a".bytes()), 0xe40c_292c);
@@ -296,6 +318,7 @@ fn a_service(name: u8, ip: u8, age: u8, sticky: bool) -> Service {
         created: Timestamp::from_second(age.into()).ok(),
         cluster_ips: vec![[10, 0, 0, ip].into()],
         session_affinity: if sticky { SessionAffinity::ClientIp { timeout } } else { SessionAffinity::None },
+        affinity_scope: AffinityScope::Port,
         internal_policy: TrafficPolicy::Cluster,
         ports: vec![ServicePort { index: 0, name: "".into(), proto: Proto::TCP, port: Port::new(80) }],
     }

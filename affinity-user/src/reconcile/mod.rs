@@ -106,6 +106,8 @@ pub struct Reconciler {
 struct Task {
     subject: Subject,
     id: ServiceId,
+    /// Of a service port that shares its affinity: all that share it, itself too. The oldest of them gives it its name.
+    sharing: Vec<ServiceId>,
     /// The plan that it is in, and where in it.
     plan: Option<(Arc<ServicePlan>, usize)>,
 }
@@ -114,6 +116,7 @@ impl Task {
     fn job(&self) -> Job<'_> {
         Job {
             id: self.id,
+            sharing: &self.sharing,
             name: match &self.subject {
                 Subject::ServicePort(name) => Some(name),
                 Subject::Stray(_) => None,
@@ -361,7 +364,9 @@ impl Reconciler {
     fn task(&mut self, subject: &Subject) -> Result<Option<Task>, ReconcileError> {
         let name = match subject {
             Subject::ServicePort(name) => name,
-            Subject::Stray(id) => return Ok(Some(Task { subject: subject.clone(), id: *id, plan: None })),
+            Subject::Stray(id) => {
+                return Ok(Some(Task { subject: subject.clone(), id: *id, sharing: Vec::new(), plan: None }));
+            }
         };
         let has_frontends = |port: &PortPlan| !port.v4.frontends.is_empty() || !port.v6.frontends.is_empty();
         let plan = self.plans.get(&name.service).and_then(|plan| {
@@ -372,7 +377,13 @@ impl Reconciler {
             Some(_) => Some(self.shared.service_id(name)?),
             None => self.shared.ids.get(name),
         };
-        Ok(id.map(|id| Task { subject: subject.clone(), id, plan }))
+        let sharing = match &plan {
+            Some((plan, index)) if plan.ports[*index].shares_affinity => {
+                plan.ports.iter().filter_map(|port| self.shared.ids.get(&port.name)).collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(id.map(|id| Task { subject: subject.clone(), id, sharing, plan }))
     }
 
     /// Takes out the last of a service port of which nothing else is left.
@@ -413,6 +424,6 @@ fn sweep<F: crate::plan::PlanFamily>(side: &mut Side<F>, shared: &mut Shared, li
         return Ok(());
     }
     let with_affinity: BTreeSet<_> =
-        frontends.values().filter(|value| value.has_affinity()).map(|value| value.service).collect();
+        frontends.values().filter(|value| value.has_affinity()).map(|value| value.affinity).collect();
     sweeper.sweep(&mut tables.affinity, &mut shared.counts, limit, now, |id| with_affinity.contains(&id))
 }

@@ -75,8 +75,18 @@ impl<F: Family> Holding<F> {
 /// A service port that is to be brought to its plan, or taken out where it has none.
 pub(super) struct Job<'a> {
     pub id: ServiceId,
+    /// The service ports that share affinity with it, itself too; empty if it shares none.
+    pub sharing: &'a [ServiceId],
     pub name: Option<&'a ServicePortName>,
     pub plan: Option<&'a PortPlan>,
+}
+
+impl Job<'_> {
+    /// The service port that its clients' affinity goes by: the oldest of those that share it, which no port that comes
+    /// takes over. Where that one goes, the service's clients start afresh.
+    pub fn affinity(&self) -> ServiceId {
+        self.sharing.iter().min().copied().unwrap_or(self.id)
+    }
 }
 
 /// What became of a job.

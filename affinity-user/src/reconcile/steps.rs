@@ -72,6 +72,7 @@ impl<F: PlanFamily> Side<F> {
         work: &Work<'_, F>,
     ) -> Result<Result<(), TableError>, ReconcileError> {
         let service = work.job.id;
+        self.share_ids(work);
         let holding = self.services.entry(service).or_default();
         let unknown: BTreeSet<_> =
             work.backends().iter().map(|b| (b.addr, b.port)).filter(|at| !holding.backends.contains_key(at)).collect();
@@ -119,6 +120,39 @@ impl<F: PlanFamily> Side<F> {
         Ok(described)
     }
 
+    /// Of service ports that share affinity, all have one id for a pod: the oldest that any of them has for its address. What
+    /// one has had instead goes, like any second id, as soon as no slot names it.
+    ///
+    /// Where a pod has several target ports for one service port, its first one stands for it.
+    fn share_ids(&mut self, work: &Work<'_, F>) {
+        let mut oldest: BTreeMap<F::Addr, BackendId> = BTreeMap::new();
+        let held = work.job.sharing.iter().filter_map(|service| self.services.get(service));
+        for (&(addr, _), held) in held.flat_map(|holding| &holding.backends) {
+            let id = oldest.entry(addr).or_insert(held.id);
+            *id = held.id.min(*id);
+        }
+        if oldest.is_empty() {
+            return;
+        }
+        let holding = self.services.entry(work.job.id).or_default();
+        let mut taken: BTreeSet<_> = holding.backends.values().map(|held| held.id).collect();
+        taken.extend(&holding.strays);
+        let mut before = None;
+        for backend in work.backends() {
+            if before.replace(backend.addr) == Some(backend.addr) {
+                continue;
+            }
+            // Where the service port has given it to something else, that stays.
+            let Some(&id) = oldest.get(&backend.addr).filter(|id| taken.insert(**id)) else { continue };
+            let shared = Held { id, row: None };
+            if let Some(own) = holding.backends.insert((backend.addr, backend.port), shared)
+                && own.row.is_some()
+            {
+                holding.strays.insert(own.id);
+            }
+        }
+    }
+
     /// The run of slots that holds what the plan says: the one there is, or a new one.
     fn write_slots(&mut self, shared: &mut Shared, work: &Work<'_, F>) -> Result<Run, ReconcileError> {
         let holding = self.services.entry(work.job.id).or_default();
@@ -145,6 +179,7 @@ impl<F: PlanFamily> Side<F> {
         let (service, Some(plan)) = (work.job.id, work.job.plan) else { return Ok(()) };
         let value = Frontend {
             service,
+            affinity: work.job.affinity(),
             seed: plan.seed,
             first_slot: work.run.first,
             slot_count: work.run.count,
@@ -168,10 +203,13 @@ impl<F: PlanFamily> Side<F> {
                 result = result.and(Err(error.into()));
                 continue;
             }
-            if let Some(previous) = self.frontends.insert(*key, value)
-                && let Some(holding) = self.services.get_mut(&previous.service)
-            {
-                holding.frontends.remove(key);
+            if let Some(previous) = self.frontends.insert(*key, value) {
+                if let Some(holding) = self.services.get_mut(&previous.service) {
+                    holding.frontends.remove(key);
+                }
+                if previous.has_affinity() && previous.affinity != value.affinity {
+                    self.sweeper.look_through(shared.now());
+                }
             }
             self.services.entry(service).or_default().frontends.insert(*key);
         }

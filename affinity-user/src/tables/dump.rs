@@ -196,10 +196,10 @@ impl Value for Lifetimes {
 
 impl Value for Frontend {
     fn text(&self) -> String {
-        let Self { service, seed, first_slot, slot_count, timeout, scope, flags } = self;
+        let Self { service, affinity, seed, first_slot, slot_count, timeout, scope, flags } = self;
         let timeout = timeout.secs;
         format!(
-            "service={service} seed={seed:08x} slots={first_slot}+{slot_count} timeout={timeout} scope={scope} others={}",
+            "service={service} affinity={affinity} seed={seed:08x} slots={first_slot}+{slot_count} timeout={timeout} scope={scope} others={}",
             flags & OTHERS
         )
     }
@@ -312,6 +312,7 @@ mod tests {
         let key = FrontendKey::<V4>::new([10, 96, 0, 1], Port::new(80), Proto::TCP);
         let frontend = Frontend {
             service,
+            affinity: service,
             seed: 0xabc,
             first_slot: 3,
             slot_count: 251,
@@ -331,7 +332,7 @@ mod tests {
         assert_eq!(
             dump(&tables).unwrap(),
             [
-                "frontends_v4 10.96.0.1:80/TCP service=7 seed=00000abc slots=3+251 timeout=10800 scope=1 others=1",
+                "frontends_v4 10.96.0.1:80/TCP service=7 affinity=7 seed=00000abc slots=3+251 timeout=10800 scope=1 others=1",
                 "conntrack_v4 10.0.0.2:2->10.0.0.1:1/UDP to=0.0.0.0:80 client_port=0 service=0 backend=0 packets=0 seen=0 \
                  last_seen=0 due=0",
                 "backends_v6 7/9 addr=[fd00::9]:8080 eligible=1",

@@ -69,10 +69,14 @@ pub fn backends(snapshot: &Snapshot) -> Vec<BackendRow> {
             }
         }
     }
+    let affinities = snapshot.affinities();
     for client in &snapshot.clients {
-        let row = rows.get_mut(&BackendKey { service: client.service, backend: client.entry.backend });
-        if let (Some(row), Some(timeout)) = (row, snapshot.timeout(client.service)) {
-            row.live_sessions += usize::from(client.entry.pair().is_live(timeout, snapshot.now));
+        let Some(keeping) = affinities.get(&client.service) else { continue };
+        let live = usize::from(client.entry.pair().is_live(keeping.timeout, snapshot.now));
+        for &service in &keeping.services {
+            if let Some(row) = rows.get_mut(&BackendKey { service, backend: client.entry.backend }) {
+                row.live_sessions += live;
+            }
         }
     }
     for connection in snapshot.connections.iter().filter(|connection| connection.forward && !connection.expired) {

@@ -51,9 +51,14 @@ pub fn services(snapshot: &Snapshot) -> Vec<ServiceRow> {
             row.eligible += usize::from(backend.eligible);
         }
     }
+    let affinities = snapshot.affinities();
     for client in &snapshot.clients {
-        if let (Some(row), Some(timeout)) = (rows.get_mut(&client.service), snapshot.timeout(client.service)) {
-            row.live_sessions += usize::from(client.entry.pair().is_live(timeout, snapshot.now));
+        let Some(keeping) = affinities.get(&client.service) else { continue };
+        let live = usize::from(client.entry.pair().is_live(keeping.timeout, snapshot.now));
+        for service in &keeping.services {
+            if let Some(row) = rows.get_mut(service) {
+                row.live_sessions += live;
+            }
         }
     }
     let mut rows: Vec<_> = rows.into_values().collect();

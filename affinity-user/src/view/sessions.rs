@@ -14,7 +14,7 @@ pub struct SessionRow {
     pub client: IpAddr,
     /// `namespace/name`.
     pub service: String,
-    /// The port's name; empty where it has none.
+    /// The port's name; empty where it has none, `*` where clients are kept over all ports of the service.
     pub port_name: String,
     /// The pod's name, where it is known.
     pub pod: Option<String>,
@@ -32,18 +32,21 @@ pub struct SessionRow {
 
 /// Every client, by service and address.
 pub fn sessions(snapshot: &Snapshot) -> Vec<SessionRow> {
+    let affinities = snapshot.affinities();
     let mut rows: Vec<_> = snapshot
         .clients
         .iter()
         .map(|client| {
             let entry = &client.entry;
             let used = entry.last_used.age(snapshot.now);
-            let left = snapshot.timeout(client.service).and_then(|timeout| timeout.nanos().0.checked_sub(used.0));
+            let keeping = affinities.get(&client.service);
+            let left = keeping.and_then(|keeping| keeping.timeout.nanos().0.checked_sub(used.0));
+            let is_shared = keeping.is_some_and(|keeping| keeping.services.len() > 1);
             let left = left.filter(|left| *left > 0).map(|left| seconds(Nanos(left)));
             SessionRow {
                 client: client.address,
                 service: snapshot.names.service(client.service),
-                port_name: snapshot.names.port(client.service),
+                port_name: if is_shared { "*".to_owned() } else { snapshot.names.port(client.service) },
                 pod: snapshot.names.pod(client.service, entry.backend),
                 backend: snapshot.names.address(client.service, entry.backend),
                 backend_id: entry.backend.id,

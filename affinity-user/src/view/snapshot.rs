@@ -1,6 +1,6 @@
 //! The maps, read once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -133,6 +133,15 @@ impl Names {
     pub fn address(&self, service: ServiceId, backend: BackendId) -> Option<SocketAddr> {
         self.backends.get(&BackendKey { service, backend }).map(|backend| backend.address)
     }
+}
+
+/// What keeps the clients of a service port, or of several that share their affinity.
+#[derive(Clone, Debug, Default)]
+pub struct Keeping {
+    /// For how long after their last packet.
+    pub timeout: Seconds,
+    /// The service ports.
+    pub services: BTreeSet<ServiceId>,
 }
 
 /// The maps, read once.
@@ -327,9 +336,14 @@ impl Snapshot {
         })
     }
 
-    /// The affinity timeout of a service port; `None` where it has no affinity, or is gone.
-    pub fn timeout(&self, service: ServiceId) -> Option<Seconds> {
-        let frontend = self.frontends.iter().find(|frontend| frontend.value.service == service);
-        frontend.map(|frontend| frontend.value.timeout).filter(|timeout| timeout.secs != 0)
+    /// What keeps clients, by the service port that their entries go by.
+    pub fn affinities(&self) -> BTreeMap<ServiceId, Keeping> {
+        let mut affinities: BTreeMap<ServiceId, Keeping> = BTreeMap::new();
+        for FrontendAt { value, .. } in self.frontends.iter().filter(|frontend| frontend.value.has_affinity()) {
+            let keeping = affinities.entry(value.affinity).or_default();
+            keeping.timeout = value.timeout;
+            keeping.services.insert(value.service);
+        }
+        affinities
     }
 }

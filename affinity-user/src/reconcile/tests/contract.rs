@@ -255,6 +255,59 @@ fn a_local_service_follows_its_nodes_endpoints_over_a_rolling_update() {
     assert_eq!(others(&node), [false], "refused: there is none anywhere");
 }
 
+/// By port: the service port that affinity goes by, and the id of each pod. Ids that are not to be seen are left out.
+fn affinities(node: &Node) -> Vec<(u16, u32, Vec<u32>)> {
+    let family = &node.world.memory.v4;
+    let backends = family.backends.entries().expect("a map");
+    let frontends = family.frontends.entries().expect("a map").into_iter().map(|(key, value)| {
+        let of_port = backends.iter().filter(|(key, _)| key.service == value.service);
+        let mut pods: Vec<_> = of_port.map(|(key, row)| (row.addr, key.backend.id)).collect();
+        pods.sort_unstable();
+        (key.port.get(), value.affinity.id, pods.into_iter().map(|(_, id)| id).collect())
+    });
+    frontends.collect()
+}
+
+#[test]
+fn ports_that_share_affinity_have_the_same_ids_for_the_same_pods() {
+    const PORTS: &str = "{name: a, port: 80}, {name: b, port: 81}";
+    let web = |scope: &str, ports: &str| {
+        let spec = format!("clusterIP: 10.96.0.1, sessionAffinity: ClientIP, ports: [{ports}]");
+        let annotation = format!("name: web, annotations: {{affinity.dev/session-affinity-scope: {scope}}},");
+        service("web", 1, &spec).replace("name: web,", &annotation)
+    };
+    let pods = |pods: &str| {
+        let pods: Vec<_> = pods.split(' ').map(|pod| format!("{{addresses: [10.1.0.{pod}]}}")).collect();
+        let ports = "[{name: a, port: 8080}, {name: b, port: 8081}, {name: c, port: 8082}]";
+        slice("web-1", "web", "IPv4", &format!("ports: {ports}\nendpoints: [{}]", pods.join(", ")))
+    };
+    let mut node = Node::new();
+    node.sees(&[web("port", PORTS), pods("1 2")].concat());
+    assert_eq!(affinities(&node), [(80, 1, vec![1, 2]), (81, 2, vec![3, 4])]);
+    // One port after the other comes to have the ids of the first.
+    node.sees(&[web("service", PORTS), pods("1 2")].concat());
+    assert_eq!(affinities(&node), [(80, 1, vec![1, 2]), (81, 1, vec![1, 2])]);
+    let three = format!("{PORTS}, {{name: c, port: 82}}");
+    node.sees(&[web("service", &three), pods("1 2 3")].concat());
+    assert_eq!(affinities(&node), [(80, 1, vec![1, 2, 5]), (81, 1, vec![1, 2, 5]), (82, 1, vec![1, 2, 5])]);
+    // Another daemon takes over, and nothing is written.
+    let before = node.world.meaning();
+    node.world.restart();
+    node.model = Model::new("here");
+    node.world.written();
+    node.sees(&[web("service", &three), pods("1 2 3")].concat());
+    assert_eq!(node.world.written(), [""; 0]);
+    assert_eq!(node.world.meaning(), before);
+    // The port that gave its name goes; a pod too.
+    node.sees(&[web("service", "{name: b, port: 81}, {name: c, port: 82}"), pods("2 3")].concat());
+    assert_eq!(affinities(&node), [(81, 2, vec![2, 5]), (82, 2, vec![2, 5])]);
+    // Each for itself again; what was chosen together is of no use.
+    node.sees(&[web("port", "{name: b, port: 81}, {name: c, port: 82}"), pods("2 3 4")].concat());
+    let apart = affinities(&node);
+    assert_eq!((apart[0].1, apart[1].1), (2, 3));
+    assert_ne!(apart[0].2[2], apart[1].2[2], "a new pod has an id for each port");
+}
+
 #[test]
 fn what_is_wrong_is_named_and_the_rest_is_served() {
     let broken = [

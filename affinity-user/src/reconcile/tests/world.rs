@@ -296,6 +296,7 @@ impl Service {
         let port = PortPlan {
             seed: 7,
             affinity: self.affinity.map(Seconds::new),
+            shares_affinity: false,
             scope: Scope::Cluster,
             v4: self.family::<V4>(),
             v6: self.family::<V6>(),

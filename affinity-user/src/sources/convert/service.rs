@@ -3,10 +3,15 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use affinity_common::{abi::services::LABEL_MAX, types::Seconds};
-use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
-use crate::model::{Checked, Fault, Problem, Service, ServiceName, ServicePort, SessionAffinity, TrafficPolicy};
+use crate::model::{
+    AffinityScope, Checked, Fault, Problem, Service, ServiceName, ServicePort, SessionAffinity, TrafficPolicy,
+};
+
+/// What a client's affinity is to: `port`, or `service`.
+const AFFINITY_SCOPE_ANNOTATION: &str = "affinity.dev/session-affinity-scope";
 
 /// The timeout where none is given: three hours.
 const DEFAULT_TIMEOUT: u32 = 10800;
@@ -30,16 +35,15 @@ pub fn service(name: &ServiceName, object: &core::Service) -> Option<Checked<Ser
     let ports = service_ports(spec, &mut faults);
     let Some(session_affinity) = session_affinity(spec, &mut faults) else { return Some(faults.reject(name)) };
     let Some(internal_policy) = internal_policy(spec, &mut faults) else { return Some(faults.reject(name)) };
+    let affinity_scope = affinity_scope(&object.metadata, &mut faults);
     if cluster_ips.is_empty() || ports.is_empty() && faults.invalid {
         return Some(faults.reject(name));
     }
     let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    Some(
-        faults.check(
-            name,
-            Service { name: name.clone(), created, cluster_ips, session_affinity, internal_policy, ports },
-        ),
-    )
+    Some(faults.check(
+        name,
+        Service { name: name.clone(), created, cluster_ips, session_affinity, affinity_scope, internal_policy, ports },
+    ))
 }
 
 fn cluster_ips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
@@ -139,6 +143,20 @@ fn internal_policy(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<Traf
         Some(other) => {
             faults.invalid("spec.internalTrafficPolicy", Fault::UnknownPolicy(other.to_owned()));
             None
+        }
+    }
+}
+
+/// A value without meaning is named, and the scope is the usual one.
+fn affinity_scope(metadata: &ObjectMeta, faults: &mut Faults) -> AffinityScope {
+    let annotations = metadata.annotations.as_ref();
+    match annotations.and_then(|annotations| annotations.get(AFFINITY_SCOPE_ANNOTATION)).map(String::as_str) {
+        None | Some("port") => AffinityScope::Port,
+        Some("service") => AffinityScope::Service,
+        Some(other) => {
+            let fault = Fault::Annotation { value: other.to_owned(), known: "port, service" };
+            faults.left_out(format!("metadata.annotations[{AFFINITY_SCOPE_ANNOTATION}]"), fault);
+            AffinityScope::Port
         }
     }
 }

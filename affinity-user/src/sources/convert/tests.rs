@@ -73,6 +73,13 @@ fn services() {
         ("", timeout("-1"), &format!("{TIMEOUT}: -1 is no timeout: 1..=86400")),
         ("", timeout("86401"), &format!("{TIMEOUT}: 86401 is no timeout: 1..=86400")),
         ("", timeout("3000000000"), &format!("{TIMEOUT}: invalid i32 (a.yaml:1)")),
+        (", annotations: {affinity.dev/session-affinity-scope: service}", ONE.to_owned(), "good"),
+        (", annotations: {affinity.dev/session-affinity-scope: port}", ONE.to_owned(), "good"),
+        (
+            ", annotations: {affinity.dev/session-affinity-scope: pod}",
+            ONE.to_owned(),
+            "good | metadata.annotations[affinity.dev/session-affinity-scope]: \"pod\" is not known: one of port, service",
+        ),
         // Traffic policy.
         ("", format!("{ONE}, internalTrafficPolicy: Local"), "good"),
         (

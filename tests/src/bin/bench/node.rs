@@ -217,7 +217,16 @@ impl Node {
         self.hash::<_, Address>(addresses::spec::<F>().name)?.insert(Plain(address), Plain(Address::default()), 0)?;
         let key = FrontendKey::<F>::new(addr, Port::new(to.port()), kind.proto());
         let seed = id.wrapping_mul(0x9e37_79b9);
-        let value = Frontend { service, seed, first_slot, slot_count, timeout: kind.timeout(), scope: 0, flags: 0 };
+        let value = Frontend {
+            service,
+            affinity: service,
+            seed,
+            first_slot,
+            slot_count,
+            timeout: kind.timeout(),
+            scope: 0,
+            flags: 0,
+        };
         self.hash::<_, Frontend>(frontends::spec::<F>().name)?.insert(Plain(key), Plain(value), 0)?;
         Ok(())
     }
