@@ -49,8 +49,8 @@ pub struct Model<F: Wire> {
     pub datagrams: BTreeMap<Datagram, Noted>,
     /// What each socket has asked for, by its cookie and the backend.
     pub asked: BTreeMap<(u64, usize, Proto), Asked>,
-    /// When a socket that goes on has looked at its client's affinity, as far as could be seen.
-    pub looked: BTreeMap<(u64, usize, Proto), u64>,
+    /// When a socket has last asked for it.
+    pub called: BTreeMap<(u64, usize, Proto), u64>,
     pub slots: Vec<Option<Slot>>,
     pub cookies: u64,
     pub namespaces: BTreeMap<u8, Namespace>,
@@ -85,7 +85,7 @@ impl<F: Wire> Model<F> {
             given: BTreeMap::new(),
             datagrams: BTreeMap::new(),
             asked: BTreeMap::new(),
-            looked: BTreeMap::new(),
+            called: BTreeMap::new(),
             slots: vec![None; SOCKETS],
             cookies: 0,
             namespaces: BTreeMap::new(),

@@ -13,6 +13,9 @@ use crate::world::{End, Service, State};
 /// The host whose sockets, once connected, have another address than its namespace's: where routing chooses by the way.
 const NODE: u8 = 13;
 
+/// For how long a socket's choice may stand without a look, whatever the timeout.
+const STANDS: u64 = SECOND / 2;
+
 /// What a socket has asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
@@ -68,7 +71,7 @@ impl<F: Wire> Model<F> {
             SocketCall::Connect { socket, host, service, bound } => {
                 let of = self.world.services[*service].clone();
                 let slot = self.open(*socket, *host, of.proto, *bound);
-                let peer = self.names_service(slot, *service, sock::connect);
+                let peer = self.names_service(slot, *service, false, sock::connect);
                 if let Some(peer) = peer {
                     self.slots[*socket] = Some(Slot { peer: Some(peer), ..slot });
                 }
@@ -76,7 +79,7 @@ impl<F: Wire> Model<F> {
             SocketCall::Send { socket, host, service, bound } => {
                 if self.world.services[*service].proto == Proto::UDP {
                     let slot = self.open(*socket, *host, Proto::UDP, *bound);
-                    self.names_service(slot, *service, sock::sendmsg);
+                    self.names_service(slot, *service, true, sock::sendmsg);
                 }
             }
             SocketCall::Receive { socket, place } => {
@@ -138,17 +141,26 @@ impl<F: Wire> Model<F> {
         }
     }
 
-    /// A socket names a service. Returns whom it talks to then, if it does.
+    /// A socket names a service. `sends`: it may talk to several; otherwise it is connected, and has a new connection where
+    /// it was not with this backend. Returns whom it talks to then, if it does.
     fn names_service(
         &mut self,
         slot: Slot,
         service: usize,
+        sends: bool,
         names: impl Fn(&affinity_common::testing::FakeEnv<F>, &mut FakeSocket<F>) -> Reason,
     ) -> Option<End> {
         let of = self.world.services[service].clone();
         let mut call = slot.call::<F>(of.frontend);
         let asked = call;
         let reason = names(&self.world.env, &mut call);
+        if reason == Reason::Established
+            && let Some(place) = Service::index_of(call.names())
+            && slot.peer == Some(call.names())
+            && self.may_go_on(service, (slot.cookie, place, slot.proto))
+        {
+            return Some(call.names());
+        }
         let left = match self.namespaces[&slot.host] {
             Namespace::Address => None,
             Namespace::TcOnly => Some(Reason::LeftToTc),
@@ -174,30 +186,34 @@ impl<F: Wire> Model<F> {
         let place = Service::index_of(pod).expect("a backend");
         assert_eq!(FakeSocket { addr: asked.addr, port: asked.port, ..call }, asked, "nothing else is changed");
         let key = (slot.cookie, place, slot.proto);
-        let is_known = slot.proto == Proto::UDP && self.asked.get(&key) == Some(&Asked { service, client });
+        let is_known = slot.proto == Proto::UDP
+            && self.asked.get(&key) == Some(&Asked { service, client })
+            && (sends || slot.peer == Some(pod));
         assert_eq!(reason == Reason::Established, is_known, "{reason:?}");
         let hashed =
             if of.timeout == 0 { *self.hashed_sockets.entry((service, slot.cookie)).or_insert(place) } else { place };
-        if is_known && self.is_same_for_now(service, client, key) {
-            // It may go on without a look, for as long as a packet may.
-            return Some(pod);
-        }
         self.selected(service, client, place, false, (!is_known).then_some(reason), hashed);
         if !is_known {
             *self.given.entry((service, place)).or_default() += 1;
         }
         self.asked.insert(key, Asked { service, client });
-        self.looked.insert(key, self.now());
+        self.called.insert(key, self.now());
         Some(pod)
     }
 
-    /// Whether a socket that goes on has left its client's entry as it was, and may have: it has looked not long ago.
-    fn is_same_for_now(&self, service: usize, client: [u8; 4], key: (u64, usize, Proto)) -> bool {
-        let looked = self.looked.get(&key).copied().unwrap_or_default();
-        let bound = if self.world.services[service].timeout == 0 { SECOND } else { self.refresh_bound(service) };
+    /// Whether a socket that asks again for what it is connected to may go on so without a look at anything: it has asked not
+    /// long ago, the backend takes sessions, and its client's entry, if it is this backend's, is not due to be refreshed.
+    fn may_go_on(&mut self, service: usize, key: (u64, usize, Proto)) -> bool {
+        let Some(asked) = self.asked.get(&key).copied().filter(|asked| asked.service == service) else { return false };
+        let called = self.called.insert(key, self.now()).unwrap_or_default();
+        let has_affinity = self.world.services[service].timeout > 0;
+        let bound = if has_affinity { self.refresh_bound(service).min(STANDS) } else { STANDS };
+        let kept =
+            self.clients.get(&(service, asked.client)).copied().filter(|kept| has_affinity && kept.place == key.1);
         self.state(service, key.1) == State::Eligible
-            && self.now() - looked <= bound + 2 * TICK
-            && self.observed(service, client) == self.clients.get(&(service, client)).copied()
+            && self.now() - called <= bound + 2 * TICK
+            && kept.is_none_or(|kept| self.now() - kept.used <= self.refresh_bound(service) + 2 * TICK)
+            && self.observed(service, asked.client) == self.clients.get(&(service, asked.client)).copied()
     }
 
     /// A backend is shown as the service that the socket has asked for, if it has.
