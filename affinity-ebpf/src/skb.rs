@@ -56,6 +56,44 @@ pub fn bounds(ctx: &TcContext) -> (usize, usize) {
     (start, end)
 }
 
+/// Reads words of a packet, at offsets from an address. The caller has checked that they lie within the packet.
+macro_rules! words {
+    ($load:literal, $word:ty, $at:ident: $($offset:literal)+) => {
+        [$({
+            let word: u64;
+            // SAFETY: reads a word that lies between the packet's start and its end, as the verifier checks, and touches
+            // nothing else. The instruction may be given any address.
+            unsafe {
+                core::arch::asm!(
+                    concat!("{word} = *(", $load, " *)({at} + ", $offset, ")"),
+                    word = lateout(reg) word, at = in(reg) $at, options(pure, readonly, nostack),
+                );
+            }
+            word as $word
+        }),+]
+    };
+}
+
+/// `N` octets of a packet from an address on, all of which lie between the packet's start and its end.
+///
+/// Headers are read by words: an array of octets has no alignment, so that the compiler would read it octet by octet, 40 for
+/// an IPv6 header, and put its addresses together by shifts. The verifier takes such words for what they are, for a packet
+/// has room before its Ethernet header that aligns what comes behind, and the machines where that is not so read them anyway.
+#[inline(always)]
+fn octets<const N: usize>(start: usize) -> [u8; N] {
+    let mut out = [0; N];
+    match N {
+        2 => out.copy_from_slice(bytemuck::bytes_of(&words!("u16", u16, start: 0))),
+        4 => out.copy_from_slice(bytemuck::bytes_of(&words!("u32", u32, start: 0))),
+        8 => out.copy_from_slice(bytemuck::bytes_of(&words!("u32", u32, start: 0 4))),
+        20 => out.copy_from_slice(bytemuck::bytes_of(&words!("u32", u32, start: 0 4 8 12 16))),
+        40 => out.copy_from_slice(bytemuck::bytes_of(&words!("u64", u64, start: 0 8 16 24 32))),
+        // SAFETY: the octets lie between the packet's start and its end; any bit pattern is an array of them.
+        _ => out = unsafe { *(start as *const [u8; N]) },
+    }
+    out
+}
+
 #[inline(always)]
 fn done(result: i64) -> Result<(), RewriteError> {
     if result == 0 { Ok(()) } else { Err(RewriteError) }
@@ -72,9 +110,7 @@ impl Packet for Skb {
         let (start, end) = bounds(&self.ctx);
         let start = start + offset;
         if start + N <= end {
-            // SAFETY: the bytes lie between the packet's start and its end; any bit pattern is an array of octets. The
-            // verifier checks the same.
-            return Some(unsafe { *(start as *const [u8; N]) });
+            return Some(octets(start));
         }
         // The headers may lie outside the linear part of a packet made of pages.
         let mut out = MaybeUninit::<[u8; N]>::uninit();

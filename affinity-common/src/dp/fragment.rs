@@ -2,7 +2,7 @@
 //! come behind it. One that comes before it can't be told where to go.
 
 use super::{
-    ConntrackEntry, Env, Packet, address,
+    ConntrackEntry, Env, Packet, address, conntrack,
     parse::{self, Headers, NoPorts, Parse, Part, Payload},
     reject::turn_back,
     rewrite::{End, Rewrite},
@@ -33,8 +33,11 @@ pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P
         return Step::Ends(Reason::Fragment);
     }
     if payload.part.offset == 0 {
-        return match note_first(env, packet, &mut headers, payload) {
-            Ok(_) => step::hand_over(packet, Stage::Request),
+        return match ports_of_first(env, packet, &mut headers, payload) {
+            Ok(ports) => {
+                note(env, &headers, payload.part, &ports);
+                step::hand_over(packet, Stage::Request)
+            }
             Err(reason) => Step::Ends(reason),
         };
     }
@@ -74,16 +77,19 @@ pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P)
     env.in_memory(&headers);
     let Headers { src, dst, proto, .. } = headers;
     let ports = if payload.part.offset == 0 {
-        note_first(env, packet, &mut headers, payload).ok()
+        ports_of_first(env, packet, &mut headers, payload).ok()
     } else {
         noted(env, &headers, payload.part)
     };
-    let from = ports.and_then(|ports| {
-        let entry = env.conntrack(&ConntrackKey::reverse(dst, ports.dst_port, src, ports.src_port, proto))?;
-        Some(entry.load().addr)
+    let of_reply = ports.and_then(|ports| {
+        let held = env.conntrack(&ConntrackKey::reverse(dst, ports.dst_port, src, ports.src_port, proto))?.load();
+        let is_over = proto != Proto::TCP && conntrack::has_expired(env, &held, proto, env.now());
+        (!is_over).then_some((held.addr, ports))
     });
-    let Some(from) = from else { return Step::Ends(Reason::Fragment) };
+    let Some((from, ports)) = of_reply else { return Step::Ends(Reason::Fragment) };
     if payload.part.offset == 0 {
+        // Of replies alone: what others send must not push those out.
+        note(env, &headers, payload.part, &ports);
         return step::hand_over(packet, Stage::Reply);
     }
     Step::Ends(match F::write_address(packet, headers.l3, End::Source, &src, &from) {
@@ -107,21 +113,25 @@ fn key<F: Family>(headers: &Headers<F>, part: Part) -> FragmentsKey<F> {
     FragmentsKey { src: headers.src, dst: headers.dst, id: part.id, proto: headers.proto, zero: [0; 3] }
 }
 
-/// Notes the ports of a packet by its first fragment.
+/// The ports of a packet by its first fragment, as they are noted.
 #[inline(always)]
-fn note_first<F: Family, E: Env<F>, P: Packet>(
+fn ports_of_first<F: Family, E: Env<F>, P: Packet>(
     env: &E,
     packet: &P,
     headers: &mut Headers<F>,
     payload: Payload,
 ) -> Result<Fragments, Reason> {
     parse::first_part(packet, headers, payload.len)?;
-    let ports = Fragments { src_port: headers.src_port, dst_port: headers.dst_port, at: env.now().ticks() };
-    if payload.part.more {
+    Ok(Fragments { src_port: headers.src_port, dst_port: headers.dst_port, at: env.now().ticks() })
+}
+
+/// Notes the ports of a packet for its later fragments.
+#[inline(always)]
+fn note<F: Family, E: Env<F>>(env: &E, headers: &Headers<F>, part: Part, ports: &Fragments) {
+    if part.more {
         // Where the map refuses, the others are lost, as on any way.
-        let _ = env.note_fragments(&key(headers, payload.part), &ports);
+        let _ = env.note_fragments(&key(headers, part), ports);
     }
-    Ok(ports)
 }
 
 /// What was noted of a packet, if that was not long ago: its identification may be another one's by now.

@@ -348,7 +348,7 @@ impl Model {
     }
 
     fn node_changed(&mut self, transition: Transition<Node>) {
-        let Transition { name, old, new, problems } = transition;
+        let Transition { name, old, new, problems, .. } = transition;
         if let Some(problems) = problems {
             self.changes.note(&Subject::Object(Kind::Node, name), &problems);
         }
