@@ -114,7 +114,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_is_alive_while_it_answers_in_time() {
         let (pulse, mut asked) = Pulse::new();
-        let long = Duration::from_secs(60);
+        let long = Duration::from_mins(1);
         let answers = async {
             let ping = asked.recv().await.expect("a question");
             ping.send(()).expect("somebody waits");

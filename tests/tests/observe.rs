@@ -10,7 +10,7 @@ use affinity_tests::daemon::{Daemon, DaemonOptions, Source, SourceDir};
 use affinity_tests::netns::Netns;
 use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
-use affinity_tests::topology::{Lab, LabOptions};
+use affinity_tests::topology::{Host, Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::wait;
 use anyhow::{Context as _, Result, ensure};
@@ -61,7 +61,7 @@ fn a_daemon_tells_of_health_and_metrics() -> Result<()> {
     let source = SourceDir::new()?;
     let service = ServiceObject::new("sticky").cluster_ip("10.96.0.10").tcp("http", 80, POD_PORT).affinity(60).build();
     let slice = SliceObject::of("sticky", "1").tcp("http", POD_PORT);
-    let slice = slice.endpoints(lab.backends.iter().map(|host| host.ip()), Endpoint::Ready).build();
+    let slice = slice.endpoints(lab.backends.iter().map(Host::ip), Endpoint::Ready).build();
     source.write("sticky", &[&service as &dyn Document, &slice])?;
     let _daemon = Daemon::start(&lab.node, DaemonOptions::new(source.source()))?;
     let node = &lab.node.netns;
@@ -110,7 +110,7 @@ fn a_daemon_tells_of_health_and_metrics() -> Result<()> {
     let in_an_hour = Timestamp::now() + SignedDuration::from_hours(1);
     for (i, trigger) in [Timestamp::now().to_string(), in_an_hour.to_string(), "soon".to_owned()].iter().enumerate() {
         let slice = SliceObject::of("sticky", "1").tcp("http", POD_PORT);
-        let slice = slice.endpoints(lab.backends.iter().take(1).map(|host| host.ip()), Endpoint::Ready);
+        let slice = slice.endpoints(lab.backends.iter().take(1).map(Host::ip), Endpoint::Ready);
         let slice = slice.endpoint(format!("10.244.0.{}", 201 + i), Endpoint::NotReady);
         let slice = slice.change(|slice| {
             let annotation = ("endpoints.kubernetes.io/last-change-trigger-time".to_owned(), trigger.clone());

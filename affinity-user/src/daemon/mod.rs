@@ -167,7 +167,9 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let attacher = {
         let (follower, keeper) = (Follower::new(Patterns::new(&options.interfaces)), keeper.clone());
         Attacher::start(datapath, follower, metrics.attach.clone(), move || {
-            keeper.iter().for_each(|keeper| keeper.links_changed());
+            if let Some(keeper) = &keeper {
+                keeper.links_changed();
+            }
             // One that waits to be heard says it too.
             let _ = changed.try_send(());
         })?

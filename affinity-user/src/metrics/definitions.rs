@@ -192,7 +192,7 @@ pub fn table() -> String {
     for it in ALL {
         let labels: Vec<_> = it.labels.iter().map(|label| format!("`{label}`")).collect();
         let row = [&format!("`{}`", it.full_name()), it.kind_name(), &labels.join(", "), it.help, it.worry];
-        text.push_str(&format!("| {} |\n", row.join(" | ")));
+        text.extend(["| ", &row.join(" | "), " |\n"]);
     }
     text
 }

@@ -1,9 +1,9 @@
-//! The exposition as text: OpenMetrics, and the older format of Prometheus for those who do not ask for that.
+//! The exposition as text: `OpenMetrics`, and the older format of Prometheus for those who do not ask for that.
 
 /// What a scraper wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// OpenMetrics 1.0.
+    /// `OpenMetrics` 1.0.
     OpenMetrics,
     /// Prometheus' text format 0.0.4.
     Prometheus,
@@ -23,7 +23,7 @@ impl Format {
         }
     }
 
-    /// OpenMetrics text in this format.
+    /// `OpenMetrics` text in this format.
     pub fn of(self, open_metrics: String) -> String {
         match self {
             Self::OpenMetrics => open_metrics,

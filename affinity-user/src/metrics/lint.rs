@@ -47,8 +47,8 @@ fn sample(line: &str) -> (&str, BTreeMap<&str, &str>, f64) {
 
 /// The metric that a sample is of.
 fn family<'a>(name: &'a str, types: &BTreeMap<&str, &str>) -> &'a str {
-    let of_histogram = ["_bucket", "_sum", "_count"].iter().filter_map(|suffix| name.strip_suffix(suffix));
-    of_histogram.filter(|name| types.get(name) == Some(&"histogram")).next().unwrap_or(name)
+    let mut of_histogram = ["_bucket", "_sum", "_count"].iter().filter_map(|suffix| name.strip_suffix(suffix));
+    of_histogram.find(|name| types.get(name) == Some(&"histogram")).unwrap_or(name)
 }
 
 fn is_name(name: &str) -> bool {

@@ -118,7 +118,9 @@ fn each<K, V>(table: &BoxTable<K, V>, mut see: impl FnMut(&K, &V)) -> Result<(),
     let mut from = None;
     loop {
         let (entries, next) = table.part(from, PART)?;
-        entries.iter().for_each(|(key, value)| see(key, value));
+        for (key, value) in &entries {
+            see(key, value);
+        }
         if next.is_none() {
             return Ok(());
         }

@@ -127,7 +127,7 @@ impl Metrics {
         lock(&self.published).clone()
     }
 
-    /// The exposition, as OpenMetrics text.
+    /// The exposition, as `OpenMetrics` text.
     ///
     /// # Errors
     /// Where the maps can't be read.
