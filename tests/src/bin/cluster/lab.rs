@@ -4,10 +4,10 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use affinity_tests::process::{Place, Process};
-use affinity_tests::wait;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +23,25 @@ pub const SYSTEM: &str = "affinity-system";
 pub const NODES: [&str; 2] = ["n1", "n2"];
 /// How long the cluster may take for anything, on a machine that has much else to do.
 pub const PATIENCE: Duration = Duration::from_mins(4);
+
+/// How long to wait before the cluster is asked again: asking takes a program's start, which takes time from those that work.
+const INTERVAL: Duration = Duration::from_millis(300);
+
+/// Asks until there is a value. A question that fails is asked again, too: what it needs may be on the way.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = look();
+        match found {
+            Ok(Some(found)) => return Ok(found),
+            found if Instant::now() >= deadline => {
+                let why = found.err().map(|error| format!(": {error:#}")).unwrap_or_default();
+                bail!("{what}: not within {PATIENCE:?}{why}");
+            }
+            _ => thread::sleep(INTERVAL),
+        }
+    }
+}
 
 /// The cluster.
 pub struct Lab {
@@ -113,9 +132,9 @@ impl Lab {
 
     /// Waits until this many web pods serve and no other one is left.
     pub fn wait_for_web(&self, count: usize) -> Result<()> {
-        wait::until_true(&format!("{count} web pods"), PATIENCE, || {
+        eventually(&format!("{count} web pods"), || {
             let pods = self.pods(DEMO, "app=web")?;
-            Ok(pods.len() == count && pods.iter().all(|pod| pod.is_ready))
+            Ok((pods.len() == count && pods.iter().all(|pod| pod.is_ready)).then_some(()))
         })
     }
 
@@ -139,7 +158,7 @@ impl Lab {
 
     /// The daemon's pod on a node, once it is ready.
     pub fn daemon(&self, node: &str) -> Result<Pod> {
-        wait::until(&format!("the daemon on {node}"), PATIENCE, || {
+        eventually(&format!("the daemon on {node}"), || {
             let pods = self.pods(SYSTEM, "app.kubernetes.io/name=affinity")?;
             Ok(pods.into_iter().find(|pod| pod.node == node && pod.is_ready))
         })

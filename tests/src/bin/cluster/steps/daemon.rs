@@ -3,14 +3,13 @@
 use std::fs;
 use std::time::Duration;
 
-use affinity_tests::wait;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::{World, rest};
-use crate::lab::{NODES, PATIENCE, SYSTEM, processes_of};
+use crate::lab::{NODES, SYSTEM, eventually, processes_of};
 use crate::suite::Figures;
 
 /// SIGKILL, on both nodes, while clients ask on.
@@ -72,7 +71,7 @@ pub fn out_of_memory(world: &World<'_>) -> Result<Figures> {
     let limit =
         r#"[{"op": "add", "path": "/spec/template/spec/containers/0/resources/limits", "value": {"memory": "8Mi"}}]"#;
     world.lab.kubectl(&["patch", "-n", SYSTEM, "daemonset", "affinity", "--type", "json", "-p", limit])?;
-    let killed = wait::until("a daemon that is killed for its memory", PATIENCE, || {
+    let killed = eventually("a daemon that is killed for its memory", || {
         let text = world.lab.kubectl(&["get", "pods", "-n", SYSTEM, "-o", "json"])?;
         let pods: Value = serde_json::from_str(&text)?;
         let statuses = pods["items"].as_array().into_iter().flatten().map(|pod| &pod["status"]["containerStatuses"][0]);
@@ -101,11 +100,12 @@ pub fn kubelet_stopped(world: &World<'_>) -> Result<Figures> {
     let init = fs::read_to_string(&file)?.trim().to_owned();
     stop_kubelet(&init).context("stopping n2's kubelet")?;
     let ready = |wanted: &str| {
-        wait::until_true(&format!("node n2 Ready={wanted}"), PATIENCE, || {
+        eventually(&format!("node n2 Ready={wanted}"), || {
             let text = world.lab.kubectl(&["get", "node", "n2", "-o", "json"])?;
             let node: Value = serde_json::from_str(&text)?;
             let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            Ok(conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == wanted))
+            let is_so = conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == wanted);
+            Ok(is_so.then_some(()))
         })
     };
     let unknown = ready("Unknown");
@@ -146,5 +146,5 @@ fn back(world: &World<'_>) -> Result<()> {
     for node in NODES {
         world.lab.daemon(node)?;
     }
-    wait::until_ok("the daemons' answers", PATIENCE, || world.wait_for_backends(5))
+    world.wait_for_backends(5)
 }

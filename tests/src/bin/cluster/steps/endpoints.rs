@@ -7,7 +7,7 @@ use affinity_tests::wait;
 use anyhow::{Context as _, Result, ensure};
 
 use super::{World, rest};
-use crate::lab::{DEMO, PATIENCE};
+use crate::lab::DEMO;
 use crate::load::{Question, Seen};
 use crate::suite::{Figures, Observed};
 
@@ -146,7 +146,9 @@ pub fn scale(world: &World<'_>) -> Result<Figures> {
         "without a pod not all clients were refused: {refused:?}"
     );
     to(5)?;
-    wait::until_ok("answers again", PATIENCE, || world.pod_of(&world.clients[0], world.web.v4))?;
+    for client in &world.clients {
+        world.pod_of(client, world.web.v4)?;
+    }
     let more = format!("5 -> {many} -> 1 -> 0 -> 5 pods; without a pod refused within {} ms", slowest.as_millis());
     Ok(loaded.figures(&more))
 }

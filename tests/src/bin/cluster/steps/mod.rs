@@ -8,11 +8,10 @@ mod sticky;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use affinity_tests::wait;
 use anyhow::{Context as _, Result};
 
 use crate::client::{Client, Running};
-use crate::lab::{DEMO, Frontend, Lab, NODES, PATIENCE, SYSTEM};
+use crate::lab::{DEMO, Frontend, Lab, NODES, SYSTEM, eventually};
 use crate::load::{Question, Seen};
 use crate::suite::{Figures, Observed, Suite};
 
@@ -123,14 +122,15 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
-    /// Waits until every node has this many backends of the web service that take new sessions.
+    /// Waits until every node has this many pods of the web service that take new sessions, a backend for each family.
     fn wait_for_backends(&self, count: usize) -> Result<()> {
         for node in NODES {
             let what = format!("{count} backends on {node}");
-            wait::until_true(&what, PATIENCE, || {
+            eventually(&what, || {
                 let rows: Vec<affinity_tests::view::ServiceRow> = self.lab.affinity(node, &["service", "list"])?;
                 let mut ports = rows.iter().filter(|row| row.service == "demo/web");
-                Ok(ports.clone().count() > 0 && ports.all(|row| row.eligible == count))
+                let complete = ports.clone().count() == 2 && ports.all(|row| row.eligible == 2 * count);
+                Ok(complete.then_some(()))
             })?;
         }
         Ok(())

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use affinity_tests::view::{ServiceRow, SessionRow};
-use affinity_tests::wait;
 use anyhow::{Result, ensure};
 
 use super::{World, rest};
-use crate::lab::{DEMO, NODES, PATIENCE};
+use crate::lab::{DEMO, NODES, eventually};
 use crate::load::Question;
 use crate::suite::{Figures, Observed};
 
@@ -15,10 +14,10 @@ fn patch(world: &World<'_>, spec: &str, timeout: Option<u32>) -> Result<()> {
     let patch = format!(r#"{{"spec": {spec}}}"#);
     world.lab.kubectl(&["patch", "service", "-n", DEMO, "web", "--type", "merge", "-p", &patch])?;
     for node in NODES {
-        wait::until_true(&format!("{spec} on {node}"), PATIENCE, || {
+        eventually(&format!("{spec} on {node}"), || {
             let rows: Vec<ServiceRow> = world.lab.affinity(node, &["service", "list"])?;
             let mut rows = rows.iter().filter(|row| row.service == "demo/web");
-            Ok(rows.all(|row| row.affinity_timeout_seconds == timeout))
+            Ok(rows.all(|row| row.affinity_timeout_seconds == timeout).then_some(()))
         })?;
     }
     Ok(())
