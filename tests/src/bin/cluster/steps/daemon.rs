@@ -44,9 +44,9 @@ pub fn restarts(world: &World<'_>) -> Result<Figures> {
     Ok(loaded.figures("10 restarts"))
 }
 
-/// The image imported anew and rolled out: once, or three times.
+/// The image imported anew and rolled out, three times.
 pub fn upgrades(world: &World<'_>) -> Result<Figures> {
-    let times = if world.short { 1 } else { 3 };
+    let times = 3;
     let image = std::path::absolute("target/image/affinity.tar")?.display().to_string();
     let load = world.start_all()?;
     rest(1);

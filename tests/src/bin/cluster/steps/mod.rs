@@ -58,30 +58,28 @@ pub fn run(lab: &Lab, suite: &mut Suite, short: bool) -> Result<()> {
     suite.step("install", || Ok(format!("kind/deploy is ready on both nodes after {:?}", started.elapsed()).into()));
     let world = World::set(lab, short).context("setting up the demo")?;
     for way in [Way::Sockets, Way::Packets] {
-        let name = |step: &str| format!("{}/{step}", way.name());
+        let mut step = |name: &str, is_core: bool, step: &dyn Fn() -> Result<Figures>| {
+            if is_core || !short {
+                suite.step(&format!("{}/{name}", way.name()), step);
+            }
+        };
         switch(lab, way)?;
-        suite.step(&name("sticky"), || sticky::one_pod_each(&world, way));
-        suite.step(&name("dns-and-api"), || sticky::names(&world));
-        suite.step(&name("pod-deleted"), || endpoints::pod_deleted(&world));
-        suite.step(&name("pod-unready"), || endpoints::pod_unready(&world));
-        suite.step(&name("terminating-with-connections"), || endpoints::terminating(&world));
-        suite.step(&name("affinity-off-and-on"), || service::off_and_on(&world));
-        suite.step(&name("timeout"), || service::timeout(&world));
-        suite.step(&name("daemon-killed"), || daemon::killed(&world));
-        if short {
-            continue;
+        step("sticky", true, &|| sticky::one_pod_each(&world, way));
+        step("dns-and-api", true, &|| sticky::names(&world));
+        step("pod-deleted", true, &|| endpoints::pod_deleted(&world));
+        step("pod-unready", false, &|| endpoints::pod_unready(&world));
+        step("terminating-with-connections", false, &|| endpoints::terminating(&world));
+        step("affinity-off-and-on", way == Way::Packets, &|| service::off_and_on(&world));
+        step("timeout", false, &|| service::timeout(&world));
+        step("rolling-update", false, &|| endpoints::rolling_update(&world));
+        step("scale", false, &|| endpoints::scale(&world));
+        step("daemon-killed", true, &|| daemon::killed(&world));
+        step("daemon-restarts", false, &|| daemon::restarts(&world));
+        step("daemon-upgrades", false, &|| daemon::upgrades(&world));
+        step("daemon-out-of-memory", false, &|| daemon::out_of_memory(&world));
+        if way == Way::Packets {
+            step("kubelet-stopped", false, &|| daemon::kubelet_stopped(&world));
         }
-        suite.step(&name("rolling-update"), || endpoints::rolling_update(&world));
-        suite.step(&name("scale"), || endpoints::scale(&world));
-        suite.step(&name("daemon-restarts"), || daemon::restarts(&world));
-        suite.step(&name("daemon-upgrades"), || daemon::upgrades(&world));
-        suite.step(&name("daemon-out-of-memory"), || daemon::out_of_memory(&world));
-    }
-    if short {
-        suite.step("daemon-upgrades", || daemon::upgrades(&world));
-        suite.step("rolling-update", || endpoints::rolling_update(&world));
-    } else {
-        suite.step("kubelet-stopped", || daemon::kubelet_stopped(&world));
     }
     Ok(())
 }
