@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 
 use crate::{
+    assets::{self, Assets, Set},
     build::{self, Profile},
-    machine, process, setup, suites, workspace,
+    machine, process, say, setup, suites, workspace,
 };
 
 /// Build, then measure what packets and connections cost
@@ -17,7 +18,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --plan\n  \
                         cargo xtask bench --packets --json bench.json\n  cargo xtask bench --crr --rounds 30\n  \
-                        cargo xtask bench -o readme   # the tables of README.md")]
+                        cargo xtask bench --control-plane\n  cargo xtask bench -o readme   # the tables of README.md")]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct Args {
     /// The programs on packets: nanoseconds a packet, with 1, 1,000 and 20,000 services, IPv6 beside IPv4, over an empty
@@ -31,6 +32,10 @@ pub struct Args {
     /// The programs at the cgroup: nanoseconds a call of a socket, IPv6 beside IPv4, over an empty program
     #[arg(long)]
     sockets: bool,
+    /// The control plane, and nothing else: from the events of a watch to maps written, at up to 50,000 services, the
+    /// daemon's memory and that of its maps, and the same before a real kube-apiserver; some minutes
+    #[arg(long, conflicts_with_all = ["packets", "crr", "sockets", "plan"])]
+    control_plane: bool,
     /// How often each row is measured
     #[arg(long, value_name = "N", default_value_t = 15)]
     rounds: u32,
@@ -58,6 +63,7 @@ pub fn verb(args: Args) -> Result<()> {
         (args.packets, "--packets"),
         (args.crr, "--crr"),
         (args.sockets, "--sockets"),
+        (args.control_plane, "--control-plane"),
         (args.quick, "--quick"),
         (args.plan, "--plan"),
     ];
@@ -70,6 +76,15 @@ pub fn verb(args: Args) -> Result<()> {
     if let Some(json) = args.json {
         let json = std::path::absolute(&json).with_context(|| json.display().to_string())?;
         command.arg("--json").arg(json);
+    }
+    if args.control_plane {
+        // Without an API server that part is left out.
+        match Assets::find_or_build(Set::Api).directory(Set::Api) {
+            Ok(directory) => {
+                command.env(assets::VARIABLE, directory);
+            }
+            Err(error) => say::progress("Leaving", &format!("out the real kube-apiserver: {error:#}")),
+        }
     }
     process::become_it(machine::as_root(command)?)
 }

@@ -5,6 +5,7 @@
 //! packet each; calls of sockets by the kernel's statistics of the programs at the cgroup; exchanges by real connections.
 
 mod cases;
+mod control_plane;
 mod crr;
 mod figures;
 mod frame;
@@ -44,6 +45,10 @@ struct Args {
     /// Connect, request, response, close: exchanges a second, beside the direct way and kube-proxy-shaped nftables rules
     #[arg(long)]
     crr: bool,
+    /// The control plane, and nothing else: from the events of a watch to maps written, the daemon's memory and that of its
+    /// maps; some minutes
+    #[arg(long, conflicts_with_all = ["packets", "sockets", "crr", "plan"])]
+    control_plane: bool,
     /// How often each row is measured
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -77,6 +82,9 @@ enum Output {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if args.control_plane {
+        return measure_control_plane(&args);
+    }
     let plan = Plan::new(args.rounds, args.quick);
     let all = !(args.packets || args.crr || args.sockets);
     // Packets last, for that part stays on one CPU.
@@ -107,6 +115,24 @@ fn main() -> Result<()> {
     if let Some(file) = args.json {
         let json = serde_json::to_string_pretty(&bench)?;
         std::fs::write(&file, json + "\n").with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn measure_control_plane(args: &Args) -> Result<()> {
+    require_root();
+    let bar = progress()?;
+    let effort = if args.quick { control_plane::Effort::QUICK } else { control_plane::Effort::WHOLE };
+    let report = control_plane::measure(&effort, &bar)?;
+    bar.finish_and_clear();
+    let json = serde_json::to_string_pretty(&report)?;
+    if args.output == Output::Json {
+        println!("{json}");
+    } else {
+        report.print();
+    }
+    if let Some(file) = &args.json {
+        std::fs::write(file, json + "\n").with_context(|| file.display().to_string())?;
     }
     Ok(())
 }
