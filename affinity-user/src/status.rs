@@ -191,10 +191,13 @@ impl StatusFile {
         Ok((start_time(status.pid) == Some(status.start_time_ticks)).then_some(status))
     }
 
-    /// Removes the file: nobody runs any more.
-    pub fn remove(state_dir: &Path) {
-        // A file that stays is known to be old by its process.
-        let _ = fs::remove_file(state_dir.join(FILE));
+    /// Removes the file of this process, which ends; not that of a successor which runs already.
+    pub fn remove(&self, state_dir: &Path) {
+        let ours = Self::read(state_dir).is_ok_and(|found| found.is_some_and(|found| found.pid == self.pid));
+        if ours {
+            // A file that stays is known to be old by its process.
+            let _ = fs::remove_file(state_dir.join(FILE));
+        }
     }
 }
 
@@ -221,6 +224,7 @@ mod tests {
         status.start_time_ticks += 1;
         status.write(directory.path()).expect("a file");
         assert_eq!(StatusFile::read(directory.path()).expect("a file"), None);
-        StatusFile::remove(directory.path());
+        status.remove(directory.path());
+        assert!(directory.path().join(FILE).exists(), "it is not ours");
     }
 }

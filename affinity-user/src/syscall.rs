@@ -1,5 +1,5 @@
 //! What `bpf(2)` can do and aya has no way for: links of cgroups, a program run from any thread, many entries of a map by
-//! one call.
+//! one call. And what else has no safe way.
 
 use std::ffi::CString;
 use std::io;
@@ -7,8 +7,17 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
 use bytemuck::Pod;
+
+/// Gives memory that was freed back to the system, where the C library keeps it.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no argument that could be wrong; it is safe to be called at any time and by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
 
 /// Attributes that are all zero, which is what the kernel takes for "not given".
 fn attributes() -> bpf_attr {
@@ -116,6 +125,28 @@ pub fn lookup_batch<K: Pod, V: Pod>(
     keys: &mut [K],
     values: &mut [V],
 ) -> io::Result<(usize, Option<u32>)> {
+    let room = keys.len().min(values.len());
+    lookup_batch_bytes(map, position, room, bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values))
+}
+
+/// The same, of a map whose keys and values are known by their sizes alone: those of the buffers, divided by the room.
+///
+/// # Errors
+/// Also where the buffers are not of the map's sizes.
+pub fn lookup_batch_bytes(
+    map: BorrowedFd<'_>,
+    position: Option<u32>,
+    room: usize,
+    keys: &mut [u8],
+    values: &mut [u8],
+) -> io::Result<(usize, Option<u32>)> {
+    if room == 0 {
+        return Ok((0, position));
+    }
+    let (key_size, value_size) = sizes(map)?;
+    if keys.len() < room * key_size || values.len() < room * value_size {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let (before, mut after) = (position.unwrap_or_default(), 0_u32);
     let mut attributes = attributes();
     attributes.batch.map_fd = number(map);
@@ -123,8 +154,8 @@ pub fn lookup_batch<K: Pod, V: Pod>(
     attributes.batch.out_batch = (&raw mut after) as u64;
     attributes.batch.keys = keys.as_mut_ptr() as u64;
     attributes.batch.values = values.as_mut_ptr() as u64;
-    attributes.batch.count = length(keys)?.min(length(values)?);
-    // SAFETY: keys and values are plain memory of the map's sizes, with room for as many as is said; both positions are of
+    attributes.batch.count = u32::try_from(room).map_err(io::Error::other)?;
+    // SAFETY: keys and values have room for as many as is said, by the map's own sizes; both positions are of
     // the four bytes that arrays and hash maps have.
     let done = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) };
     // SAFETY: the command's own part of the union, which the kernel has written.
@@ -134,6 +165,69 @@ pub fn lookup_batch<K: Pod, V: Pod>(
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((count, None)),
         Err(error) => Err(error),
     }
+}
+
+/// What becomes of an entry that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It gets the new value.
+    Replace,
+    /// It stays as it is.
+    Keep,
+}
+
+/// Writes an entry into a map whose keys and values are known by their sizes alone. Returns whether it was written.
+///
+/// # Errors
+/// Also where key and value are not of the map's sizes.
+pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], existing: Existing) -> io::Result<bool> {
+    if (key.len(), value.len()) != sizes(map)? {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_2.map_fd = number(map);
+    attributes.__bindgen_anon_2.key = key.as_ptr() as u64;
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = value.as_ptr() as u64;
+    attributes.__bindgen_anon_2.flags = u64::from(match existing {
+        Existing::Replace => aya_obj::generated::BPF_ANY,
+        Existing::Keep => aya_obj::generated::BPF_NOEXIST,
+    });
+    // SAFETY: key and value are of the map's sizes.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) } {
+        Ok(_) => Ok(true),
+        Err(error) if existing == Existing::Keep && error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The sizes of a map's keys and values, in bytes.
+fn sizes(map: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+    // SAFETY: plain C data, for which all zeroes is a value.
+    let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
+    let mut attributes = attributes();
+    attributes.info.bpf_fd = number(map);
+    attributes.info.info_len = u32::try_from(size_of::<bpf_map_info>()).map_err(io::Error::other)?;
+    attributes.info.info = (&raw mut info) as u64;
+    // SAFETY: the kernel writes as many bytes at most as is said.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok((info.key_size as usize, info.value_size as usize))
+}
+
+/// Writes entries into a map, in their order. Returns how many, and why it was not all of them.
+pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> (usize, io::Result<()>) {
+    let mut attributes = attributes();
+    attributes.batch.map_fd = number(map);
+    attributes.batch.keys = keys.as_ptr() as u64;
+    attributes.batch.values = values.as_ptr() as u64;
+    attributes.batch.count = match length(keys).and_then(|keys| Ok(keys.min(length(values)?))) {
+        Ok(0) => return (0, Ok(())),
+        Ok(length) => length,
+        Err(error) => return (0, Err(error)),
+    };
+    // SAFETY: keys and values are plain memory of the map's sizes, as many as is said.
+    let done = unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attributes) };
+    // SAFETY: the command's own part of the union, which the kernel has written.
+    (unsafe { attributes.batch.count } as usize, done.map(drop))
 }
 
 /// Takes entries out of a map, in their order. Returns how many, and why it was not all of them: `ENOENT` where one is not

@@ -245,3 +245,33 @@ fn many_connections_are_walked_through_in_parts() -> Result<()> {
         Ok(())
     })
 }
+
+/// Many entries by one call are as many by a call each, also where there is no room for all of them.
+#[test]
+fn entries_are_written_and_read_many_at_a_time() -> Result<()> {
+    on_maps(|pin_dir| {
+        let mut tables = bpf::open_pinned(pin_dir)?;
+        let slot = |id| Slot { backend: BackendId { id } };
+        let keys: Vec<u32> = (0..300).collect();
+        let slots: Vec<Slot> = (1..=300).map(slot).collect();
+        let (count, done) = tables.shared.slots.insert_all(&keys, &slots);
+        done?;
+        assert_eq!(count, 300);
+        for run in [0..300, 7..11, 299..300] {
+            let run: Vec<u32> = run.collect();
+            let expected: Vec<_> = run.iter().map(|key| Some(slot(key + 1))).collect();
+            assert_eq!(tables.shared.slots.get_all(&run)?, expected);
+        }
+        assert_eq!(tables.shared.slots.get_all(&[5, 3, 5000])?, [Some(slot(6)), Some(slot(4)), None]);
+        assert_eq!(tables.shared.slots.get_all(&[1023, 1024])?, [Some(slot(0)), None]);
+        assert_eq!(tables.shared.slots.get_all(&[])?, []);
+        assert_eq!(tables.shared.slots.insert_all(&[], &[]).0, 0);
+
+        let key = |port| FrontendKey::<V4>::new([10, 96, 0, 1], Port::new(port), Proto::TCP);
+        let (count, done) = tables.v4.frontends.insert_all(&[1, 2, 3].map(key), &[Default::default(); 3]);
+        assert_eq!(done, Err(TableError::Full { map: "frontends_v4".into(), capacity: 2 }));
+        assert_eq!(count, 2);
+        assert_eq!(tables.v4.frontends.len()?, 2);
+        Ok(())
+    })
+}

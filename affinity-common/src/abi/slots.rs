@@ -16,8 +16,9 @@ pod! {
     }
 }
 
-/// Default number of slots, over all services.
-pub const DEFAULT_SIZE: usize = 1 << 20;
+/// Default number of slots, over all services: 10,000 service ports with affinity, of up to twelve backends each (251 slots),
+/// and as many again while they change. 32 MiB, as an element takes 8 bytes.
+pub const DEFAULT_SIZE: usize = 1 << 22;
 
 /// The map.
 pub const SPEC: MapSpec = MapSpec {

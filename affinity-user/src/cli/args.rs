@@ -241,7 +241,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = crate::sockets::keeper::SWEEP.as_secs(), hide = true,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub socket_sweep_interval: u64,
-    /// Number of elements of a map, repeatable: frontends, backends, conntrack, affinity, slots, …
+    /// Number of elements of a map, repeatable: frontends, backends, conntrack, affinity, slots, … The defaults are for
+    /// 10,000 services with affinity; a map that is nearly full is warned of
     #[arg(long = "map-size", value_name = "NAME=N", value_parser = map_size)]
     pub map_sizes: Vec<(String, u32)>,
     /// How long a connection may be silent before it counts as gone, in seconds, repeatable: tcp-syn-sent=120,

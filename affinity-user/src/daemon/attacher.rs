@@ -140,6 +140,9 @@ impl Worker {
             self.seen_interfaces = true;
             // Left by an earlier process on interfaces that are gone, or are no clients' any more.
             self.datapath.drop_others();
+            if let Err(error) = self.datapath.finish_migration() {
+                tracing::error!("{error}");
+            }
         }
         if has_acted || is_first {
             self.tell();

@@ -131,7 +131,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     // What is wrong already now is for whoever has typed it, not for the log.
     let listeners = Listeners::bind(&options.addresses)?;
-    let mut events = follow_source(&options.source, &options.node_name).await?;
+    let mut events = follow_source(&options).await?;
     let cgroup = match &options.sockets {
         Sockets::Node => Some(cgroup::find(None)?),
         Sockets::Cgroup(path) => Some(cgroup::find(Some(path))?),
@@ -218,11 +218,17 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     Ok(())
 }
 
-async fn follow_source(source: &Source, node: &str) -> Result<mpsc::Receiver<Received>, DaemonError> {
-    match source {
-        Source::Kubernetes(options) => {
-            kubernetes::check(options).await?;
-            Ok(kubernetes::watch(options, node))
+/// What is wrong with the source already now is for whoever has typed it, not for the log. But where an earlier daemon has left
+/// services, these are served on, and the source may get right: pods that come are attached to meanwhile.
+async fn follow_source(options: &Options) -> Result<mpsc::Receiver<Received>, DaemonError> {
+    match &options.source {
+        Source::Kubernetes(source) => {
+            if let Err(error) = kubernetes::check(source).await
+                && !loader::is_pinned(&options.loader.pin_dir)
+            {
+                return Err(error.into());
+            }
+            Ok(kubernetes::watch(source, &options.node_name))
         }
         Source::Directory(path) => {
             let followed = path.read_dir().and_then(|_| directory::watch(path));

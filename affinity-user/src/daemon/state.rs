@@ -15,11 +15,12 @@ use crate::loader::cgroup::CgroupAttachment;
 use crate::metrics::{IgnoredTriggers, Metrics, Published, SourceCounts};
 use crate::model::{Kind, Model, ServiceName};
 use crate::plan::plan;
-use crate::reconcile::{Change, Reconciler, Report, Subject};
+use crate::reconcile::{Change, Fill, Reconciler, Report, Subject};
 use crate::sockets::keeper::Keeper;
 use crate::sources::kubernetes::events::Report as EventReport;
 use crate::sources::{Health, Received, SourceEvent};
 use crate::status::{ProblemStatus, SourceStatus, StatusError, StatusFile};
+use crate::syscall;
 
 /// What goes on beside the daemon's task.
 pub(super) struct Threads {
@@ -51,6 +52,8 @@ pub(super) struct State {
     metrics: Arc<Metrics>,
     /// The problems that were logged already.
     logged: BTreeSet<String>,
+    /// The maps that were warned of.
+    nearly_full: BTreeSet<String>,
     status: StatusFile,
     directory: PathBuf,
     /// When the status file is to be written, if anything has changed.
@@ -83,6 +86,7 @@ impl State {
             started: Timestamp::now(),
             metrics,
             logged: BTreeSet::new(),
+            nearly_full: BTreeSet::new(),
             status: StatusFile::new(source)?,
             directory: options.state_dir.clone(),
             write_at: None,
@@ -161,10 +165,11 @@ impl State {
         }
     }
 
-    /// Programs what has changed.
+    /// Programs what has changed. A service is not programmed without its endpoints, nor without this node's zone, which may
+    /// decide who gets which clients: what is listed waits until all is.
     pub(super) fn program(&mut self) {
-        if !self.model.is_heard(Kind::Node) {
-            // Its zone may decide who gets which clients: planned without it, they would move at each restart.
+        let syncs = self.model.is_synced() && !self.reconciler.is_synced();
+        if !syncs && !self.reconciler.is_synced() {
             return;
         }
         let before = self.reconciler.counts().writes();
@@ -189,25 +194,42 @@ impl State {
             Some(view) => Change::Apply(plan(&view)),
             None => Change::Delete(name),
         });
-        let report = self.reconciler.reconcile(changes);
-        self.tell(&report);
-        if judged || !self.reconciler.is_synced() {
-            let report = self.reconciler.withhold(|name| self.model.is_withheld(name));
-            self.tell(&report);
-        }
-        if self.model.is_synced() && !self.reconciler.is_synced() {
-            let report = self.reconciler.synced();
+        if syncs {
+            self.reconciler.withhold(|name| model.is_withheld(name));
+            let report = self.reconciler.sync(changes);
             tracing::info!("every source has synced");
             if self.model.node().is_none() {
                 tracing::warn!(node = self.model.node_name(), "no such Node is known: topology hints are not followed");
             }
             self.tell(&report);
             self.touch();
+            // A list leaves a lot behind.
+            syscall::give_memory_back();
+        } else {
+            let report = self.reconciler.reconcile(changes);
+            self.tell(&report);
+            if judged {
+                let report = self.reconciler.withhold(|name| self.model.is_withheld(name));
+                self.tell(&report);
+            }
         }
         if let Some(received) = self.received.take()
             && self.reconciler.counts().writes() != before
         {
             self.metrics.sync.observe(received.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Says once of a map that it has become nearly full.
+    fn warn_of_fill(&mut self) {
+        for fill in self.reconciler.fills() {
+            let Fill { map, used, capacity } = &fill;
+            if !fill.is_high() {
+                self.nearly_full.remove(map);
+            } else if self.nearly_full.insert(map.clone()) {
+                let size = map.trim_end_matches("_v4").trim_end_matches("_v6");
+                tracing::warn!("{map} is nearly full ({used} of {capacity}): raise --map-size {size}=N");
+            }
         }
     }
 
@@ -269,6 +291,7 @@ impl State {
             keeper.removed();
         }
         self.removed = removed;
+        self.warn_of_fill();
         let mut problems = BTreeSet::new();
         for problem in self.reconciler.problems() {
             let text = problem.to_string();
@@ -320,6 +343,6 @@ impl State {
 
     /// Ends: what the status file says is not true any more.
     pub(super) fn end(self) {
-        StatusFile::remove(&self.directory);
+        self.status.remove(&self.directory);
     }
 }

@@ -46,9 +46,14 @@ pub enum LoadError {
     },
     /// Pinned maps of another version.
     #[error(
-        "the maps pinned under {} have layout {found}, this affinity has layout {ours}: go on with the version that made \
-         them, or run `affinity cleanup` first (clients will be given new backends)",
-        path.display()
+        "the maps pinned under {} have layout {found}, this affinity has layout {ours}: {}, or run `affinity cleanup` first \
+         (clients will be given new backends)",
+        path.display(),
+        if found > ours {
+            "a later version made them, go on with that".to_owned()
+        } else {
+            format!("go by way of a version with layout {}, which carries them over", found + 1)
+        }
     )]
     Layout {
         /// The pin directory.

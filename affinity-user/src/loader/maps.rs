@@ -10,7 +10,8 @@ use aya::maps::{Array, Map, MapData, MapInfo, MapType, ProgramArray};
 use aya::programs::ProgramFd;
 use bytemuck::Pod;
 
-use super::LoadError;
+use super::migrate::{self, Migration};
+use super::{LoadError, pin};
 
 /// An LRU map below that many elements a CPU evicts what is in use: the kernel takes free elements off its list in
 /// batches of 128 for each CPU (`LOCAL_FREE_TARGET` of `kernel/bpf/bpf_lru_list.c`).
@@ -67,17 +68,27 @@ fn setting(spec: &MapSpec) -> &'static str {
 
 /// Where each map is pinned.
 pub fn pins(pin_dir: &Path) -> Vec<(&'static MapSpec, PathBuf)> {
-    MAPS.iter().map(|spec| (spec, pin_dir.join(spec.name))).collect()
+    MAPS.iter().map(|spec| (spec, pin_dir.join(pin::name(spec)))).collect()
 }
 
-/// Whether the maps that are pinned already are ours; returns what is not as asked for, though it can stay.
-pub fn check_pinned(pin_dir: &Path, sizes: &Sizes) -> Result<Vec<String>, LoadError> {
+/// What is pinned already.
+pub struct Pinned {
+    /// What is not as it was asked for, though it can stay.
+    pub warnings: Vec<String>,
+    /// How the maps of the layout before become ours, where they are of that.
+    pub migration: Option<Migration>,
+}
+
+/// Whether the maps that are pinned already are ours, or become so.
+pub fn check_pinned(pin_dir: &Path, sizes: &Sizes) -> Result<Pinned, LoadError> {
     // The layout first: of another one, nothing else need be as we know it.
     let config = pin_dir.join(abi::config::SPEC.name);
+    let mut migration = None;
     if config.exists() {
-        let found = read_layout(&config)?;
-        if found != 0 && found != LAYOUT {
-            return Err(LoadError::Layout { path: pin_dir.to_owned(), found, ours: LAYOUT });
+        match read_layout(&config)? {
+            0 | LAYOUT => {}
+            migrate::FROM => migration = Some(Migration::begin(pin_dir)?),
+            found => return Err(LoadError::Layout { path: pin_dir.to_owned(), found, ours: LAYOUT }),
         }
     }
     let mut warnings = Vec::new();
@@ -98,7 +109,7 @@ pub fn check_pinned(pin_dir: &Path, sizes: &Sizes) -> Result<Vec<String>, LoadEr
             ));
         }
     }
-    Ok(warnings)
+    Ok(Pinned { warnings, migration })
 }
 
 fn open(spec: &'static MapSpec, path: &Path) -> Result<MapData, LoadError> {
@@ -118,7 +129,7 @@ fn read_layout(config: &Path) -> Result<u32, LoadError> {
 }
 
 /// How a map differs from what its name promises.
-fn difference(spec: &MapSpec, info: &MapInfo) -> Option<String> {
+pub(super) fn difference(spec: &MapSpec, info: &MapInfo) -> Option<String> {
     let kind = match spec.kind {
         Kind::Array => MapType::Array,
         Kind::PerCpuArray => MapType::PerCpuArray,
@@ -138,14 +149,14 @@ fn difference(spec: &MapSpec, info: &MapInfo) -> Option<String> {
         .map(|(what, found, ours)| format!("its {what} has {found} bytes, not {ours}"))
 }
 
-/// Writes our layout's version into maps that nobody has claimed yet.
-pub fn claim(object: &mut Ebpf, layout: u32) -> Result<(), LoadError> {
+/// Writes our layout's version into maps that nobody has claimed yet, or that were of the layout `from` until now.
+pub fn claim(object: &mut Ebpf, from: u32, layout: u32) -> Result<(), LoadError> {
     let name = abi::config::SPEC.name;
     let failed = |source| LoadError::MapAccess { map: name, source };
     let map = object.map_mut(name).ok_or_else(|| failed(aya::maps::MapError::InvalidName { name: name.to_owned() }))?;
     let mut map: Array<_, [u8; size_of::<Config>()]> = Array::try_from(map).map_err(failed)?;
     let mut config: Config = read(&map.get(&0, 0).map_err(failed)?);
-    if config.layout == 0 {
+    if config.layout == from {
         config.layout = layout;
         map.set(0, bytemuck::cast::<Config, [u8; size_of::<Config>()]>(config), 0).map_err(failed)?;
     }

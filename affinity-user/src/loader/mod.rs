@@ -11,6 +11,8 @@ mod error;
 mod footprint;
 pub mod interfaces;
 mod maps;
+mod migrate;
+pub(crate) mod pin;
 mod preflight;
 mod touch;
 mod unknown;
@@ -27,6 +29,9 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use serde::{Deserialize, Serialize};
 
 use crate::object::OBJECT;
+use maps::Pinned;
+use migrate::Migration;
+
 use attach::{AttachMode, Direction, Mode};
 use cgroup::CgroupAttachment;
 
@@ -93,6 +98,8 @@ pub struct Datapath {
     cgroup: Option<CgroupAttachment>,
     verifier_log: bool,
     warnings: Vec<String>,
+    /// Under way until the programs are replaced everywhere.
+    migration: Option<Migration>,
 }
 
 impl Datapath {
@@ -103,7 +110,7 @@ impl Datapath {
     /// to do.
     pub fn open(options: &Options) -> Result<Self, LoadError> {
         preflight::check(&options.pin_dir)?;
-        let warnings = maps::check_pinned(&options.pin_dir, &options.sizes)?;
+        let Pinned { warnings, migration } = maps::check_pinned(&options.pin_dir, &options.sizes)?;
         let mut loader = EbpfLoader::new();
         if options.verifier_log {
             loader.verifier_log_level(VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS);
@@ -113,11 +120,17 @@ impl Datapath {
         for (spec, pin) in &pins {
             loader.map_pin_path(spec.name, pin.as_path());
             if spec.resizable {
-                loader.map_max_entries(spec.name, options.sizes.of(spec));
+                let size = migration.as_ref().map(|migration| migration.size(spec, &options.sizes));
+                loader.map_max_entries(spec.name, size.unwrap_or_else(|| options.sizes.of(spec)));
             }
         }
         let mut object = loader.load(OBJECT).map_err(|error| LoadError::load(&error))?;
-        maps::claim(&mut object, LAYOUT)?;
+        if let Some(migration) = &migration {
+            let entries = migration.copy()?;
+            tracing::info!(from = migrate::FROM, to = LAYOUT, entries, "carries the maps over to another layout");
+        } else {
+            maps::claim(&mut object, 0, LAYOUT)?;
+        }
         load_stages(&mut object, options.verifier_log)?;
         for direction in Direction::ALL {
             load(&mut object, direction.program(), options.verifier_log)?;
@@ -132,7 +145,20 @@ impl Datapath {
             cgroup: None,
             verifier_log: options.verifier_log,
             warnings,
+            migration,
         })
+    }
+
+    /// The programs are replaced wherever they were: nobody writes to the maps of an earlier layout any more, and they go.
+    ///
+    /// # Errors
+    /// Where a map can't be read or written. All of it is done again by the next start.
+    pub fn finish_migration(&mut self) -> Result<(), LoadError> {
+        let Some(migration) = self.migration.take() else { return Ok(()) };
+        let entries = migration.finish()?;
+        maps::claim(&mut self.object, migrate::FROM, LAYOUT)?;
+        tracing::info!(layout = LAYOUT, entries, "the maps are of another layout now");
+        Ok(())
     }
 
     /// What is not as it was asked for, though nothing is wrong.
@@ -228,6 +254,11 @@ impl Datapath {
 /// Where the programs are, as the pins and the kernel tell: without a daemon, and without loading anything.
 pub fn attached(pin_dir: &Path) -> Vec<Attachment> {
     attach::attached(pin_dir)
+}
+
+/// Whether maps are pinned in a directory.
+pub(crate) fn is_pinned(pin_dir: &Path) -> bool {
+    pin_dir.join(affinity_common::abi::config::SPEC.name).exists()
 }
 
 /// The cgroup whose sockets are served, as the pins tell.

@@ -78,6 +78,7 @@ impl Claims {
             let was: Vec<_> = contests(frontend, claims).collect();
             let had = claims.first().map(|claim| claim.service.clone());
             claims.retain(|claim| !before.contains(&(frontend, claim.clone())));
+            claims.reserve_exact(1);
             claims.extend(after.iter().filter(|(wanted, _)| *wanted == frontend).map(|(_, claim)| claim.clone()));
             claims.sort();
 

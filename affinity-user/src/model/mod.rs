@@ -10,6 +10,7 @@ mod place;
 mod pod;
 mod problem;
 mod service;
+mod shared_text;
 mod slice;
 mod store;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use self::{
     pod::Pod,
     problem::{Fault, Problem, Rejection},
     service::{AffinityScope, Service, ServicePort, SessionAffinity, TrafficPolicy},
+    shared_text::shared,
     slice::{Endpoint, EndpointSlice, TargetPort},
     store::{Checked, Object},
     trigger::Trigger,
@@ -51,7 +53,8 @@ pub struct Model {
     pods: Store<Pod>,
     /// What the source could not be asked for.
     unheard: BTreeSet<Kind>,
-    by_service: HashMap<ServiceName, BTreeMap<SliceName, Arc<EndpointSlice>>>,
+    /// In the order of their names. Most services have one.
+    by_service: HashMap<ServiceName, Vec<Arc<EndpointSlice>>>,
     claims: Claims,
     files: BTreeMap<PathBuf, Vec<Problem>>,
     changes: Changes,
@@ -88,14 +91,14 @@ pub struct ServiceView<'a> {
     pub service: &'a Service,
     /// Where its clients are.
     pub place: Place<'a>,
-    slices: Option<&'a BTreeMap<SliceName, Arc<EndpointSlice>>>,
+    slices: &'a [Arc<EndpointSlice>],
     claims: &'a Claims,
 }
 
 impl<'a> ServiceView<'a> {
     /// Its slices, by name.
     pub fn slices(&self) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
-        self.slices.into_iter().flat_map(|slices| slices.values().map(Arc::as_ref))
+        self.slices.iter().map(Arc::as_ref)
     }
 
     /// Whether it has an address and port, rather than an older service.
@@ -283,7 +286,8 @@ impl Model {
     }
 
     fn view<'a>(&'a self, service: &'a Service) -> ServiceView<'a> {
-        ServiceView { service, place: self.place(), slices: self.by_service.get(&service.name), claims: &self.claims }
+        let slices = self.by_service.get(&service.name).map(Vec::as_slice).unwrap_or_default();
+        ServiceView { service, place: self.place(), slices, claims: &self.claims }
     }
 
     /// All that is not programmed, and why.
@@ -331,7 +335,7 @@ impl Model {
         }
         if let Some(old) = old {
             if let Some(slices) = self.by_service.get_mut(&old.service) {
-                slices.remove(&name);
+                slices.retain(|slice| slice.name != name);
                 if slices.is_empty() {
                     self.by_service.remove(&old.service);
                 }
@@ -343,7 +347,10 @@ impl Model {
         }
         if let Some(new) = new {
             self.slice_touches(&new.service, trigger);
-            self.by_service.entry(new.service.clone()).or_default().insert(name, new);
+            let slices = self.by_service.entry(new.service.clone()).or_default();
+            let place = slices.partition_point(|slice| slice.name < name);
+            slices.reserve_exact(1);
+            slices.insert(place, new);
         }
     }
 
@@ -356,8 +363,7 @@ impl Model {
         if zone(&old) == zone(&new) {
             return;
         }
-        let depends =
-            |slices: &BTreeMap<SliceName, Arc<EndpointSlice>>| slices.values().any(|slice| slice.has_zone_hints());
+        let depends = |slices: &[Arc<EndpointSlice>]| slices.iter().any(|slice| slice.has_zone_hints());
         let services = self.by_service.iter().filter(|(_, slices)| depends(slices)).map(|(name, _)| name);
         self.changes.dirty.extend(services.filter(|name| self.services.get(name).is_some()).cloned());
     }

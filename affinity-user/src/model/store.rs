@@ -81,13 +81,15 @@ pub(super) struct Store<T> {
     /// While a relist runs, what it found changed. What it found as it was is only marked as seen, so that a relist
     /// needs no memory for it.
     relist: Option<BTreeMap<ObjectName, Checked<T>>>,
+    /// Those that have problems: few among many.
+    faulty: BTreeSet<ObjectName>,
     relists: u64,
     synced: bool,
 }
 
 impl<T> Default for Store<T> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), relist: None, relists: 0, synced: false }
+        Self { entries: BTreeMap::new(), relist: None, faulty: BTreeSet::new(), relists: 0, synced: false }
     }
 }
 
@@ -122,6 +124,7 @@ impl<T: Object> Store<T> {
             found.remove(name);
         }
         let entry = self.entries.remove(name)?;
+        self.faulty.remove(name);
         let problems = (!entry.problems.is_empty()).then(Vec::new);
         let gone = Transition { name: name.clone(), old: entry.object, new: None, problems, trigger: Trigger::Unknown };
         gone.happened().then_some(gone)
@@ -138,7 +141,11 @@ impl<T: Object> Store<T> {
             .map(|(name, _)| name.clone())
             .collect();
         let deleted: Vec<_> = gone.iter().filter_map(|name| self.delete(name)).collect();
-        deleted.into_iter().chain(found.into_values().filter_map(|version| self.commit(version))).collect()
+        let changed = found.into_values().filter_map(|version| self.commit(version));
+        let transitions = deleted.into_iter().chain(changed).collect();
+        // Those that came in order have left every node of the tree half full.
+        self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+        transitions
     }
 
     fn commit(&mut self, version: Checked<T>) -> Option<Transition<T>> {
@@ -157,6 +164,11 @@ impl<T: Object> Store<T> {
         }
         let changed = entry.problems != problems;
         entry.problems.clone_from(&problems);
+        if problems.is_empty() {
+            self.faulty.remove(&name);
+        } else {
+            self.faulty.insert(name.clone());
+        }
         let done = Transition { name, old, new: entry.object.clone(), problems: changed.then_some(problems), trigger };
         done.happened().then_some(done)
     }
@@ -184,6 +196,7 @@ impl<T: Object> Store<T> {
     }
 
     pub fn problems(&self) -> impl Iterator<Item = (&ObjectName, &Problem)> {
-        self.entries.iter().flat_map(|(name, entry)| entry.problems.iter().map(move |problem| (name, problem)))
+        let faulty = self.faulty.iter().filter_map(|name| Some((name, self.entries.get(name)?)));
+        faulty.flat_map(|(name, entry)| entry.problems.iter().map(move |problem| (name, problem)))
     }
 }

@@ -192,6 +192,8 @@ pub fn plan(view: &ServiceView<'_>) -> ServicePlan {
         .filter(|port| !port.v4.frontends.is_empty() || !port.v6.frontends.is_empty())
         .collect();
     ports.sort_by(|a, b| a.name.cmp(&b.name));
+    // Plans are kept, and most have one port.
+    ports.shrink_to_fit();
     ServicePlan { name: service.name.clone(), ports }
 }
 

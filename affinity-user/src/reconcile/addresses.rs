@@ -32,6 +32,16 @@ impl<F: Family> Default for Addresses<F> {
 type AddressTable<F> = BoxTable<AddressKey<F>, Address>;
 
 impl<F: Family> Addresses<F> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Packs what it keeps: see [`super::Reconciler`].
+    pub fn pack(&mut self) {
+        super::pack(&mut self.held);
+    }
+
     /// An address is about to have a further frontend.
     pub fn arrive(
         &mut self,

@@ -12,6 +12,7 @@ use affinity_common::{
 
 use super::{
     audit::Differences,
+    digest::Digest,
     runs::Run,
     shared::{Shared, after_backend, after_service},
     side::{Held, Holding, Side, SlotRun},
@@ -67,7 +68,7 @@ impl<F: PlanFamily> Side<F> {
         for (service, holding) in &self.services {
             beyond.service = beyond.service.max(after_service(*service));
             let held = holding.backends.values().map(|held| held.id);
-            let slots = holding.runs.iter().flat_map(|there| there.slots.iter().copied());
+            let slots = holding.runs.iter().flat_map(|there| there.backends.iter().copied());
             for backend in held.chain(slots).chain(holding.strays.iter().copied()) {
                 beyond.backend = beyond.backend.max(after_backend(backend));
             }
@@ -97,7 +98,7 @@ impl<F: PlanFamily> Side<F> {
                 continue;
             }
             let slots = shared.read_slots(run)?;
-            self.services.entry(service).or_default().runs.push(SlotRun { run, slots });
+            self.services.entry(service).or_default().runs.push(SlotRun::new(run, &slots));
         }
         Ok(())
     }
@@ -105,9 +106,9 @@ impl<F: PlanFamily> Side<F> {
     fn compare_runs(&mut self, shared: &Shared, differences: &mut Differences) -> Result<(), TableError> {
         for there in self.services.values_mut().flat_map(|holding| &mut holding.runs) {
             let found = shared.read_slots(there.run)?;
-            if found != there.slots {
+            if Digest::of(&found) != there.digest {
                 differences.changed(shared.tables.slots.name());
-                there.slots = found;
+                *there = SlotRun::new(there.run, &found);
             }
         }
         Ok(())
@@ -136,7 +137,7 @@ impl<F: PlanFamily> Side<F> {
 impl<F: PlanFamily> Holding<F> {
     fn take_over(&mut self, service: ServiceId, mut rows: Vec<(BackendId, Backend<F>)>) {
         let known: BTreeMap<_, _> = self.backends.iter().map(|(at, held)| (held.id, *at)).collect();
-        let in_slots: BTreeSet<_> = self.runs.iter().flat_map(|there| there.slots.iter().copied()).collect();
+        let in_slots: BTreeSet<_> = self.runs.iter().flat_map(|there| there.backends.iter().copied()).collect();
         rows.sort_by_key(|(id, _)| (!in_slots.contains(id), *id));
         for (id, row) in rows {
             if let Some(held) = known.get(&id).and_then(|at| self.backends.get_mut(at)) {

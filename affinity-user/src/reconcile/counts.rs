@@ -32,6 +32,18 @@ impl Counts {
         Ok(())
     }
 
+    /// Writes entries, in their order; returns how many, and why it was not all of them.
+    pub(super) fn put_all<K, V>(
+        &mut self,
+        table: &mut BoxTable<K, V>,
+        keys: &[K],
+        values: &[V],
+    ) -> (usize, Result<(), TableError>) {
+        let (count, done) = table.insert_all(keys, values);
+        self.written += count as u64;
+        (count, done)
+    }
+
     /// Takes an entry out. One that is not there is as good.
     pub(super) fn take<K, V>(&mut self, table: &mut BoxTable<K, V>, key: &K) -> Result<(), TableError> {
         match table.remove(key) {

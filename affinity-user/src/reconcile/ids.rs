@@ -36,6 +36,11 @@ impl Ids {
         Self { next, recorded, services }
     }
 
+    /// Packs what it keeps: see [`super::Reconciler`].
+    pub fn pack(&mut self) {
+        super::pack(&mut self.services);
+    }
+
     /// The id of a service port, if it has one.
     pub fn get(&self, name: &ServicePortName) -> Option<ServiceId> {
         self.services.get(name).copied()

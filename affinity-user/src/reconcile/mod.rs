@@ -9,6 +9,7 @@ mod addresses;
 mod adopt;
 mod audit;
 mod counts;
+mod digest;
 mod ids;
 mod problem;
 mod runs;
@@ -44,8 +45,30 @@ pub use self::{
 use crate::{
     model::{ServiceName, ServicePortName},
     plan::{PortPlan, ServicePlan},
-    tables::{TableError, Tables},
+    tables::{BoxTable, TableError, Tables},
 };
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// The map.
+    pub map: String,
+    /// How many entries it has; of slots, how many are in use.
+    pub used: usize,
+    /// How many have room.
+    pub capacity: usize,
+}
+
+impl Fill {
+    fn of<K, V>(table: &BoxTable<K, V>, used: usize) -> Self {
+        Self { map: table.name().to_owned(), used, capacity: table.capacity() }
+    }
+
+    /// Whether a larger map is due: four fifths are in use.
+    pub fn is_high(&self) -> bool {
+        self.used.saturating_mul(5) >= self.capacity.saturating_mul(4)
+    }
+}
 
 /// Where the time comes from: [`Instant::now`] but in tests.
 pub type Clock = Box<dyn Fn() -> Instant + Send>;
@@ -172,6 +195,13 @@ impl Reconciler {
         self.withheld.contains(&name.service) && !self.plans.contains_key(&name.service)
     }
 
+    /// Every source was heard out, and this is the last of what they had to say: takes it into the plans, and brings the maps
+    /// to all of them by one pass. See [`Self::synced`].
+    pub fn sync(&mut self, changes: impl IntoIterator<Item = Change>) -> Report {
+        self.take_changes(changes);
+        self.synced()
+    }
+
     /// Every source was heard out: from now on what no plan wants is taken out. Later calls do nothing.
     pub fn synced(&mut self) -> Report {
         if self.synced {
@@ -184,7 +214,21 @@ impl Reconciler {
         let now = self.shared.now();
         self.v4.sweeper.look_through(now);
         self.v6.sweeper.look_through(now);
+        self.pack();
         report
+    }
+
+    /// Trees that were filled in order are half empty.
+    fn pack(&mut self) {
+        pack(&mut self.plans);
+        self.shared.pack();
+        self.v4.pack();
+        self.v6.pack();
+    }
+
+    /// How full the maps are that programming fills. (Those of the datapath evict what is oldest.)
+    pub fn fills(&self) -> Vec<Fill> {
+        self.v4.fills().into_iter().chain(self.v6.fills()).chain(self.shared.fills()).collect()
     }
 
     /// Whether every source was heard out.
@@ -411,6 +455,11 @@ impl Reconciler {
             tracing::warn!(%error, "what is known of services' addresses is put right by the next comparison");
         }
     }
+}
+
+/// Makes a tree anew, with full nodes.
+fn pack<K: Ord, V>(tree: &mut BTreeMap<K, V>) {
+    *tree = std::mem::take(tree).into_iter().collect();
 }
 
 fn has_frontends<F: affinity_common::family::Family>(side: &Side<F>, id: ServiceId) -> bool {

@@ -107,8 +107,12 @@ impl Runs {
         self.free.insert(start, end);
     }
 
+    /// How many slots there are.
+    pub fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
     /// How many slots are neither in use nor at rest.
-    #[cfg(test)]
     pub fn free(&self) -> u32 {
         self.free.iter().map(|(start, end)| end - start).sum()
     }

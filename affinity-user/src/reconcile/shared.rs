@@ -6,18 +6,16 @@ use std::{
 };
 
 use affinity_common::{
-    abi::{
-        backend_names::BackendName, backend_stats::BackendStats, backends::BackendKey, ids::NextIds,
-        services::ServicePortName as ServiceRow, slots::Slot,
-    },
+    abi::{backend_stats::BackendStats, backends::BackendKey, ids::NextIds, slots::Slot},
     types::{BackendId, ServiceId},
 };
 
 use super::{
-    Clock, ReconcileError,
+    Clock, Fill, ReconcileError,
     addresses::Filter,
     audit::Differences,
     counts::Counts,
+    digest::Digest,
     ids::Ids,
     runs::{Run, Runs},
 };
@@ -34,9 +32,9 @@ pub(super) struct Shared {
     pub counts: Counts,
     pub filter: Filter,
     clock: Clock,
-    /// What the maps hold.
-    services: BTreeMap<ServiceId, ServiceRow>,
-    names: BTreeMap<BackendKey, BackendName>,
+    /// What the maps hold: of names, digests.
+    services: BTreeMap<ServiceId, Digest>,
+    names: BTreeMap<BackendKey, Digest>,
     stats: BTreeSet<BackendKey>,
 }
 
@@ -59,6 +57,24 @@ impl Shared {
         (self.clock)()
     }
 
+    /// Packs what it keeps: see [`super::Reconciler`].
+    pub fn pack(&mut self) {
+        super::pack(&mut self.services);
+        super::pack(&mut self.names);
+        self.stats = std::mem::take(&mut self.stats).into_iter().collect();
+        self.ids.pack();
+    }
+
+    pub fn fills(&self) -> [Fill; 4] {
+        let Self { tables, runs, .. } = self;
+        [
+            Fill::of(&tables.services, self.services.len()),
+            Fill::of(&tables.backend_names, self.names.len()),
+            Fill::of(&tables.backend_stats, self.stats.len()),
+            Fill::of(&tables.slots, runs.capacity() - runs.free() as usize),
+        ]
+    }
+
     /// The ids that have a row.
     pub fn services(&self) -> impl Iterator<Item = ServiceId> {
         self.services.keys().copied()
@@ -68,9 +84,10 @@ impl Shared {
     pub fn service_id(&mut self, name: &ServicePortName) -> Result<ServiceId, ReconcileError> {
         let row = names::encode_service(name).ok_or(ReconcileError::LongName)?;
         let id = self.ids.service(&mut self.tables.ids, &mut self.counts, name)?;
-        if self.services.get(&id) != Some(&row) {
+        let digest = Digest::of(&[row]);
+        if self.services.get(&id) != Some(&digest) {
             self.counts.put(&mut self.tables.services, &id, &row)?;
-            self.services.insert(id, row);
+            self.services.insert(id, digest);
         }
         Ok(id)
     }
@@ -87,21 +104,28 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the rows that go with a backend: its counter, and its pod's name.
-    pub fn describe_backend(&mut self, key: BackendKey, pod: Option<&str>) -> Result<(), TableError> {
-        if !self.stats.contains(&key) {
-            self.counts.put(&mut self.tables.backend_stats, &key, &BackendStats::default())?;
-            self.stats.insert(key);
-        }
-        match pod.map(names::encode_backend) {
-            Some(name) if self.names.get(&key) != Some(&name) => {
-                self.counts.put(&mut self.tables.backend_names, &key, &name)?;
-                self.names.insert(key, name);
+    /// Makes the rows that go with backends: their counters, and their pods' names.
+    pub fn describe_backends(&mut self, backends: &[(BackendKey, Option<&str>)]) -> Result<(), TableError> {
+        let new: Vec<_> = backends.iter().map(|(key, _)| *key).filter(|key| !self.stats.contains(key)).collect();
+        let zeroes = vec![BackendStats::default(); new.len()];
+        let (count, counted) = self.counts.put_all(&mut self.tables.backend_stats, &new, &zeroes);
+        self.stats.extend(new.into_iter().take(count));
+
+        let (mut keys, mut rows) = (Vec::new(), Vec::new());
+        let mut forgotten = Ok(());
+        for (key, pod) in backends {
+            let Some(row) = pod.map(names::encode_backend) else {
+                forgotten = forgotten.and(self.forget_name(*key));
+                continue;
+            };
+            if self.names.get(key) != Some(&Digest::of(&[row])) {
+                keys.push(*key);
+                rows.push(row);
             }
-            Some(_) => {}
-            None => self.forget_name(key)?,
         }
-        Ok(())
+        let (count, named) = self.counts.put_all(&mut self.tables.backend_names, &keys, &rows);
+        self.names.extend(keys.into_iter().zip(rows.iter().map(|row| Digest::of(&[*row]))).take(count));
+        counted.and(forgotten).and(named)
     }
 
     /// The backend is gone: takes out the rows that went with it.
@@ -131,18 +155,21 @@ impl Shared {
     /// Writes slots in a run that no frontend points at.
     pub fn write_slots(&mut self, slots: &[BackendId]) -> Result<Run, ReconcileError> {
         let run = self.runs.take(slots.len(), self.now())?;
-        for (index, backend) in run.slots().zip(slots) {
-            if let Err(error) = self.counts.put(&mut self.tables.slots, &index, &Slot { backend: *backend }) {
-                self.runs.give_back_unused(run);
-                return Err(error.into());
-            }
+        let indices: Vec<u32> = run.slots().collect();
+        let rows: Vec<Slot> = slots.iter().map(|backend| Slot { backend: *backend }).collect();
+        let (_, done) = self.counts.put_all(&mut self.tables.slots, &indices, &rows);
+        if let Err(error) = done {
+            self.runs.give_back_unused(run);
+            return Err(error.into());
         }
         Ok(run)
     }
 
     /// What a run of slots holds.
     pub fn read_slots(&self, run: Run) -> Result<Vec<BackendId>, TableError> {
-        run.slots().map(|index| Ok(self.tables.slots.get(&index)?.unwrap_or_default().backend)).collect()
+        let indices: Vec<u32> = run.slots().collect();
+        let rows = self.tables.slots.get_all(&indices)?;
+        Ok(rows.into_iter().map(|row| row.unwrap_or_default().backend).collect())
     }
 
     /// Takes over ids: those that rows name, and any that are in use.
@@ -152,8 +179,8 @@ impl Shared {
     pub fn adopt_ids(&mut self, in_use: NextIds, has_frontends: impl Fn(ServiceId) -> bool) -> Result<(), TableError> {
         let recorded = self.tables.ids.get(&ONLY)?.unwrap_or_default();
         let mut services: BTreeMap<ServicePortName, ServiceId> = BTreeMap::new();
-        for (&id, row) in &self.services {
-            let Some(name) = names::decode_service(row).filter(|_| id != ServiceId::default()) else {
+        for (id, row) in self.tables.services.entries()? {
+            let Some(name) = names::decode_service(&row).filter(|_| id != ServiceId::default()) else {
                 tracing::warn!(%id, "a service id without a name: to be taken out");
                 continue;
             };
@@ -186,10 +213,12 @@ impl Shared {
     /// Reads the maps anew.
     pub fn refresh(&mut self, differences: &mut Differences) -> Result<(), TableError> {
         self.filter.refresh(&self.tables, differences)?;
-        let services = self.tables.services.entries()?.into_iter().collect();
+        let digests = |(id, row)| (id, Digest::of(&[row]));
+        let services = self.tables.services.entries()?.into_iter().map(digests).collect();
         differences.note(self.tables.services.name(), &self.services, &services);
         self.services = services;
-        let names = self.tables.backend_names.entries()?.into_iter().collect();
+        let names = self.tables.backend_names.entries()?;
+        let names = names.into_iter().map(|(key, row)| (key, Digest::of(&[row]))).collect();
         differences.note(self.tables.backend_names.name(), &self.names, &names);
         self.names = names;
         // Their values are the datapath's.

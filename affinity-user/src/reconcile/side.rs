@@ -12,7 +12,7 @@ use affinity_common::{
     types::{BackendId, Port, ServiceId},
 };
 
-use super::{ReconcileError, addresses::Addresses, runs::Run, shared::Shared, sweep::Sweeper};
+use super::{Fill, ReconcileError, addresses::Addresses, digest::Digest, runs::Run, shared::Shared, sweep::Sweeper};
 use crate::{
     model::{FrontendAddress, ServicePortName},
     plan::{BackendPlan, FamilyPlan, FrontendPlan, PlanFamily, PortPlan},
@@ -54,10 +54,22 @@ pub(super) struct Held<F: Family> {
     pub row: Option<Backend<F>>,
 }
 
-/// A run of slots and what it holds.
+/// A run of slots and what it holds: as a digest, for the slots themselves are many.
 pub(super) struct SlotRun {
     pub run: Run,
-    pub slots: Vec<BackendId>,
+    /// Of its slots.
+    pub digest: Digest,
+    /// The backends that its slots name, each once.
+    pub backends: Box<[BackendId]>,
+}
+
+impl SlotRun {
+    pub fn new(run: Run, slots: &[BackendId]) -> Self {
+        let mut backends = slots.to_vec();
+        backends.sort_unstable();
+        backends.dedup();
+        Self { run, digest: Digest::of(slots), backends: backends.into() }
+    }
 }
 
 impl<F: Family> Default for Holding<F> {
@@ -149,6 +161,22 @@ impl<F: PlanFamily> Side<F> {
             claims: HashMap::new(),
             sweeper: Sweeper::default(),
         }
+    }
+
+    /// Packs what it keeps: see [`super::Reconciler`].
+    pub fn pack(&mut self) {
+        super::pack(&mut self.frontends);
+        super::pack(&mut self.services);
+        self.addresses.pack();
+    }
+
+    pub fn fills(&self) -> [Fill; 3] {
+        let Self { tables, .. } = self;
+        [
+            Fill::of(&tables.frontends, self.frontends.len()),
+            Fill::of(&tables.addresses, self.addresses.len()),
+            Fill::of(&tables.backends, self.backends),
+        ]
     }
 
     /// A plan is out of force: its frontends are free for others.

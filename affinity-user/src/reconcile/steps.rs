@@ -13,6 +13,7 @@ use affinity_common::{
 
 use super::{
     ReconcileError,
+    digest::Digest,
     runs::Run,
     shared::Shared,
     side::{Held, Side, SlotRun, Work},
@@ -88,34 +89,43 @@ impl<F: PlanFamily> Side<F> {
             return Err(TableError::Full { map: self.tables.backends.name().to_owned(), capacity }.into());
         }
 
-        let mut described = Ok(());
-        let mut put: Vec<(F::Addr, Port)> = Vec::new();
+        let (mut named, mut places, mut keys, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for backend in work.backends() {
             let at = (backend.addr, backend.port);
-            let Some(held) = holding.backends.get_mut(&at) else { continue };
+            let Some(held) = holding.backends.get(&at) else { continue };
             let key = BackendKey { service, backend: held.id };
-            described = described.and(shared.describe_backend(key, backend.target.as_deref()));
+            named.push((key, backend.target.as_deref()));
             let row = row_of(backend);
             // One that is no longer eligible is marked when no slot names it any more.
             if held.row == Some(row) || held.row == Some(Backend { flags: ELIGIBLE, ..row }) {
                 continue;
             }
-            if let Err(error) = shared.counts.put(&mut self.tables.backends, &key, &row) {
-                for at in put {
-                    if let Some(held) = holding.backends.get_mut(&at) {
-                        let key = BackendKey { service, backend: held.id };
-                        if shared.counts.take(&mut self.tables.backends, &key).is_ok() {
-                            held.row = None;
-                            self.backends -= 1;
-                        }
-                    }
-                }
-                return Err(error.into());
-            }
-            if held.row.replace(row).is_none() {
+            places.push(at);
+            keys.push(key);
+            rows.push(row);
+        }
+        let described = shared.describe_backends(&named);
+        let (count, done) = shared.counts.put_all(&mut self.tables.backends, &keys, &rows);
+        let mut put: Vec<(F::Addr, Port)> = Vec::new();
+        for (at, row) in places.into_iter().zip(rows).take(count) {
+            if let Some(held) = holding.backends.get_mut(&at)
+                && held.row.replace(row).is_none()
+            {
                 self.backends += 1;
                 put.push(at);
             }
+        }
+        if let Err(error) = done {
+            for at in put {
+                if let Some(held) = holding.backends.get_mut(&at) {
+                    let key = BackendKey { service, backend: held.id };
+                    if shared.counts.take(&mut self.tables.backends, &key).is_ok() {
+                        held.row = None;
+                        self.backends -= 1;
+                    }
+                }
+            }
+            return Err(error.into());
         }
         Ok(described)
     }
@@ -166,11 +176,14 @@ impl<F: PlanFamily> Side<F> {
         if slots.is_empty() {
             return Ok(Run::default());
         }
-        if let Some(there) = holding.runs.iter().find(|there| there.slots == slots) {
+        let digest = Digest::of(&slots);
+        let is_same = |there: &&SlotRun| there.run.count as usize == slots.len() && there.digest == digest;
+        if let Some(there) = holding.runs.iter().find(is_same) {
             return Ok(there.run);
         }
         let run = shared.write_slots(&slots)?;
-        holding.runs.push(SlotRun { run, slots });
+        holding.runs.reserve_exact(1);
+        holding.runs.push(SlotRun::new(run, &slots));
         Ok(run)
     }
 
@@ -258,7 +271,7 @@ impl<F: PlanFamily> Side<F> {
             .runs
             .iter()
             .filter(|there| pointed_at.contains(&there.run))
-            .flat_map(|there| there.slots.iter().copied())
+            .flat_map(|there| there.backends.iter().copied())
             .collect();
         let planned: BTreeMap<_, _> = work.backends().iter().map(|b| ((b.addr, b.port), row_of(b))).collect();
 

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 use super::{FamilyTables, Operation, Part, Position, SharedTables, Table, TableError, Tables};
+use crate::loader::pin;
 use crate::syscall;
 
 /// A map can't be used as a table.
@@ -44,7 +45,7 @@ impl OpenError {
 /// Opens the maps that are pinned in a directory.
 pub fn open_pinned(dir: &Path) -> Result<Tables, OpenError> {
     open(|spec| {
-        let path: PathBuf = dir.join(spec.name);
+        let path: PathBuf = dir.join(pin::name(spec));
         let map = MapData::from_pin(&path).and_then(Map::from_map_data);
         map.map_err(|source| OpenError { map: spec.name, place: path.display().to_string(), source })
     })
@@ -224,6 +225,11 @@ impl<K: bytemuck::Pod + Ord + Send, V: bytemuck::Pod + Send> Table<K, V> for Bpf
         done.map_err(|error| self.refused(Operation::Insert, error))
     }
 
+    fn insert_all(&mut self, keys: &[K], values: &[V]) -> (usize, Result<(), TableError>) {
+        let (count, done) = syscall::update_batch(self.fd.as_fd(), keys, values);
+        (count, done.map_err(|error| self.refused(Operation::Insert, MapError::IoError(error))))
+    }
+
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
         let done = self.map.remove(&Plain(*key));
         done.map_err(|error| self.refused(Operation::Remove, error))
@@ -303,6 +309,24 @@ impl<V: bytemuck::Pod + Send> Table<u32, V> for BpfArray<V> {
     fn insert(&mut self, key: &u32, value: &V) -> Result<(), TableError> {
         let done = self.map.set(*key, Plain(*value), 0);
         done.map_err(|error| self.refused(Operation::Insert, error))
+    }
+
+    fn insert_all(&mut self, keys: &[u32], values: &[V]) -> (usize, Result<(), TableError>) {
+        let (count, done) = syscall::update_batch(self.fd.as_fd(), keys, values);
+        (count, done.map_err(|error| self.refused(Operation::Insert, MapError::IoError(error))))
+    }
+
+    /// Keys in a row are read by one call.
+    fn get_all(&self, keys: &[u32]) -> Result<Vec<Option<V>>, TableError> {
+        let (Some(&first), Some(&last)) = (keys.first(), keys.last()) else { return Ok(Vec::new()) };
+        let in_a_row = keys.windows(2).all(|pair| pair[0].checked_add(1) == Some(pair[1])) && last < self.map.len();
+        if !in_a_row {
+            return keys.iter().map(|key| self.get(key)).collect();
+        }
+        // The position is the key that was read last.
+        let part = part::<u32, V>(self.fd.as_fd(), first.checked_sub(1).map(Position), keys.len());
+        let (entries, _) = part.map_err(|error| self.refused(Operation::Get, MapError::IoError(error)))?;
+        Ok(entries.into_iter().map(|(_, value)| Some(value)).collect())
     }
 
     fn remove(&mut self, key: &u32) -> Result<(), TableError> {

@@ -55,6 +55,21 @@ pub trait Table<K, V>: Send {
     /// [`TableError::Full`] where a new key has no room.
     fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError>;
 
+    /// Adds entries or replaces their values, in their order. Returns how many, and why it was not all of them.
+    fn insert_all(&mut self, keys: &[K], values: &[V]) -> (usize, Result<(), TableError>) {
+        for (done, (key, value)) in keys.iter().zip(values).enumerate() {
+            if let Err(error) = self.insert(key, value) {
+                return (done, Err(error));
+            }
+        }
+        (keys.len().min(values.len()), Ok(()))
+    }
+
+    /// The values of keys; `None` for those that are not there.
+    fn get_all(&self, keys: &[K]) -> Result<Vec<Option<V>>, TableError> {
+        keys.iter().map(|key| self.get(key)).collect()
+    }
+
     /// Takes an entry out. In an array it becomes zero.
     ///
     /// # Errors

@@ -305,11 +305,9 @@ impl Snapshot {
         let frontends = read_frontends(&tables)?;
         let mut slots = BTreeMap::new();
         for FrontendAt { value, .. } in &frontends {
-            for index in value.first_slot..value.first_slot.saturating_add(value.slot_count) {
-                if let Some(slot) = tables.shared.slots.get(&index)? {
-                    slots.insert(index, slot.backend);
-                }
-            }
+            let run: Vec<u32> = (value.first_slot..value.first_slot.saturating_add(value.slot_count)).collect();
+            let found = tables.shared.slots.get_all(&run)?;
+            slots.extend(run.into_iter().zip(found).filter_map(|(index, slot)| Some((index, slot?.backend))));
         }
         let stats: BTreeMap<_, _> = tables.shared.backend_stats.entries()?.into_iter().collect();
         let now = now();

@@ -21,7 +21,7 @@ use affinity_common::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::{node::node, pod::pod, service::service, slice::endpoint_slice};
-use crate::model::{Checked, Fault, Kind, ObjectName, Problem, Trigger};
+use crate::model::{Checked, Fault, Kind, ObjectName, Problem, Trigger, shared};
 
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
@@ -44,7 +44,7 @@ pub fn name(kind: Kind, metadata: &ObjectMeta) -> Result<ObjectName, Problem> {
         ""
     };
     check_name("metadata.name", name, NAME_MAX)?;
-    Ok(ObjectName::new(namespace, name))
+    Ok(ObjectName::new(shared(namespace), name))
 }
 
 /// What is wrong with an object, as far as it has been read.

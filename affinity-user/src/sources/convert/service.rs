@@ -7,7 +7,7 @@ use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Obje
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
 use crate::model::{
-    AffinityScope, Checked, Fault, Problem, Service, ServiceName, ServicePort, SessionAffinity, TrafficPolicy,
+    AffinityScope, Checked, Fault, Problem, Service, ServiceName, ServicePort, SessionAffinity, TrafficPolicy, shared,
 };
 
 /// What a client's affinity is to: `port`, or `service`.
@@ -103,7 +103,7 @@ fn service_ports(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<ServicePo
         } else if !numbers.insert((port, proto)) {
             faults.invalid(field("port"), Fault::DuplicatePort(port.get(), proto));
         } else {
-            ports.push(ServicePort { index, name: name.into(), proto, port });
+            ports.push(ServicePort { index, name: shared(name), proto, port });
         }
     }
     ports

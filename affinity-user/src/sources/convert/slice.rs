@@ -7,7 +7,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
 use crate::model::{
-    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, Trigger,
+    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, Trigger, shared,
 };
 
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -56,7 +56,7 @@ fn trigger(object: &discovery::EndpointSlice) -> Trigger {
 }
 
 fn target_ports(object: &discovery::EndpointSlice, faults: &mut Faults) -> Vec<TargetPort> {
-    let mut ports = Vec::new();
+    let mut ports = Vec::with_capacity(object.ports.as_ref().map_or(0, Vec::len));
     for (i, given) in object.ports.iter().flatten().enumerate() {
         // No number means all ports, which is for others than service proxies.
         let Some(number) = given.port else { continue };
@@ -64,7 +64,7 @@ fn target_ports(object: &discovery::EndpointSlice, faults: &mut Faults) -> Vec<T
             (Err(fault), _) => faults.left_out(format!("ports[{i}].protocol"), fault),
             (_, Err(fault)) => faults.left_out(format!("ports[{i}].port"), fault),
             (Ok(proto), Ok(port)) => {
-                ports.push(TargetPort { name: given.name.as_deref().unwrap_or_default().into(), proto, port });
+                ports.push(TargetPort { name: shared(given.name.as_deref().unwrap_or_default()), proto, port });
             }
         }
     }
@@ -77,8 +77,7 @@ pub(super) fn endpoints(
     faults: &mut Faults,
 ) -> Vec<Endpoint> {
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
-    // Neighbours are often on one node.
-    let mut last_node: Option<Arc<str>> = None;
+    // Neighbours often have the same.
     let mut last_hints: Option<Arc<Hints>> = None;
     for (i, given) in object.endpoints.iter().enumerate() {
         let Some(text) = given.addresses.first() else {
@@ -97,13 +96,6 @@ pub(super) fn endpoints(
                 continue;
             }
         };
-        let node_name = given.node_name.as_deref().map(|node| match &last_node {
-            Some(last) if **last == *node => last.clone(),
-            _ => Arc::from(node),
-        });
-        if node_name.is_some() {
-            last_node.clone_from(&node_name);
-        }
         let hints = given.hints.as_ref().and_then(hints).map(|hints| match &last_hints {
             Some(last) if **last == hints => last.clone(),
             _ => Arc::new(hints),
@@ -119,7 +111,7 @@ pub(super) fn endpoints(
             ready,
             serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-            node_name,
+            node_name: given.node_name.as_deref().map(shared),
             hints,
             target: given.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Arc::from),
         });

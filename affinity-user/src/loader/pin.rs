@@ -1,0 +1,38 @@
+//! What maps are pinned as: a map whose contents have changed is another map, so that both can be there during an upgrade.
+
+use affinity_common::abi::{LAYOUT, MapSpec};
+
+/// The versions of maps that are not the first: whoever changes a map's key or value raises it, and
+/// [`LAYOUT`], and tells [`super::migrate`] how the one becomes the other.
+const VERSIONS: &[(&str, u32)] = &[
+    ("sockets_v4", 2),
+    ("sockets_v6", 2),
+    // Programs hand over to those of their own layout alone.
+    ("tail_calls", LAYOUT),
+];
+
+/// The name of a map's pin: its own, and from its second version on that (`sockets_v4-v2`).
+pub fn name(spec: &MapSpec) -> String {
+    match VERSIONS.iter().find(|(name, _)| *name == spec.name) {
+        Some((name, version)) => format!("{name}-v{version}"),
+        None => spec.name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use affinity_common::abi::MAPS;
+
+    use super::*;
+
+    #[test]
+    fn every_pin_has_a_name_of_its_own() {
+        let names: BTreeSet<String> = MAPS.iter().map(name).collect();
+        assert_eq!(names.len(), MAPS.len());
+        assert!(VERSIONS.iter().all(|(name, version)| *version > 1 && MAPS.iter().any(|spec| spec.name == *name)));
+        // The kernel keeps names with dots to itself.
+        assert!(names.iter().all(|name| !name.contains('.')));
+    }
+}
