@@ -27,6 +27,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use futures::StreamExt as _;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource, ResourceExt as _};
@@ -133,6 +135,63 @@ impl ApiServer {
         let path = self.directory.path().join(format!("kubeconfig-{}", proxy.address().port()));
         write_kubeconfig(&path, proxy.address(), &self.files.authority.certificate(), &self.files.admin)?;
         Ok((proxy, path))
+    }
+
+    /// The kubeconfig of a user who is nobody special and goes through a door: see [`ApiServer::let_read`].
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn kubeconfig_of(&self, user: &str, door: &ApiProxy) -> Result<PathBuf> {
+        let identity = self.files.authority.sign(user, user, None, &[])?;
+        let path = self.directory.path().join(format!("kubeconfig-{user}"));
+        write_kubeconfig(&path, door.address(), &self.files.authority.certificate(), &identity)?;
+        Ok(path)
+    }
+
+    /// Lets a user read everything, by RBAC.
+    ///
+    /// # Errors
+    /// Where the server refuses, or it was done before.
+    pub fn let_read(&self, user: &str) -> Result<()> {
+        let rule = PolicyRule {
+            api_groups: Some(vec!["*".to_owned()]),
+            resources: Some(vec!["*".to_owned()]),
+            verbs: ["get", "list", "watch"].map(str::to_owned).into(),
+            ..PolicyRule::default()
+        };
+        let metadata = ObjectMeta { name: Some(user.to_owned()), ..ObjectMeta::default() };
+        let role = ClusterRole { metadata: metadata.clone(), rules: Some(vec![rule]), ..ClusterRole::default() };
+        let group = "rbac.authorization.k8s.io".to_owned();
+        let binding = ClusterRoleBinding {
+            metadata,
+            role_ref: RoleRef { api_group: group.clone(), kind: "ClusterRole".to_owned(), name: user.to_owned() },
+            subjects: Some(vec![Subject {
+                api_group: Some(group),
+                kind: "User".to_owned(),
+                name: user.to_owned(),
+                namespace: None,
+            }]),
+        };
+        self.block_on(async {
+            Api::all(self.client()).create(&PostParams::default(), &role).await?;
+            Api::all(self.client()).create(&PostParams::default(), &binding).await
+        })
+        .with_context(|| format!("letting {user} read"))?;
+        Ok(())
+    }
+
+    /// Takes back what [`ApiServer::let_read`] gave.
+    ///
+    /// # Errors
+    /// Where there is nothing to take back.
+    pub fn let_read_no_more(&self, user: &str) -> Result<()> {
+        self.block_on(async {
+            let params = DeleteParams::default();
+            Api::<ClusterRoleBinding>::all(self.client()).delete(user, &params).await?;
+            Api::<ClusterRole>::all(self.client()).delete(user, &params).await
+        })
+        .with_context(|| format!("letting {user} read no more"))?;
+        Ok(())
     }
 
     /// A client of this server, for use within [`ApiServer::block_on`].

@@ -311,3 +311,99 @@ fn a_daemon_that_is_killed_catches_up() -> Result<()> {
     }
     Ok(())
 }
+
+/// Why the daemon's source is stale, by its status; none where it is not.
+fn stale(cli: &Cli) -> Result<Option<String>> {
+    let status = cli.json(&["status"])?;
+    let source = &status["daemon"]["source"];
+    let since = source["stale_since"].as_i64();
+    Ok(since.and(source["last_error"].as_str().map(str::to_owned)))
+}
+
+fn wait_stale(cli: &Cli, why: &str) -> Result<()> {
+    let told = wait::until(why, CONVERGES, || Ok(stale(cli).ok().flatten().filter(|error| error.contains(why))));
+    told.map(drop).with_context(|| format!("{:?}", stale(cli)))
+}
+
+/// Who may not read any more is told so; what was known goes on, until it may again.
+#[test]
+fn rights_that_are_taken_away_leave_everything_as_it_was() -> Result<()> {
+    const USER: &str = "node-daemon";
+    let mut site = Site::new(ApiOptions::default())?;
+    site.kubeconfig = site.api.kubeconfig_of(USER, &site.door)?;
+    site.api.let_read(USER)?;
+    site.apply_web(3)?;
+    site.api.apply(&web("old", "10.96.0.11").build())?;
+    let daemon = site.daemon()?;
+    let cli = daemon.cli();
+    has(cli, "default/web", 3)?;
+    has(cli, "default/old", 0)?;
+    let pods = site.one_pod_each(2)?;
+    site.api.let_read_no_more(USER)?;
+    // Rights are looked at when a watch begins.
+    site.door.cut();
+    wait_stale(cli, "forbidden")?;
+    site.api.delete(&web("old", "10.96.0.11").build())?;
+    site.apply_slice("web", 0..2)?;
+    assert_eq!(site.one_pod_each(3)?, pods, "the datapath goes on");
+    has(cli, "default/web", 3)?;
+    site.api.let_read(USER)?;
+    is_gone(cli, "default/old")?;
+    has(cli, "default/web", 2)?;
+    wait::until_true("a fresh source", CONVERGES, || Ok(stale(cli)?.is_none()))
+}
+
+/// A network that says nothing for a while, during which everything changes.
+#[test]
+fn a_silent_network_misses_nothing() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    site.apply_web(3)?;
+    site.api.apply(&web("old", "10.96.0.11").build())?;
+    let daemon = site.daemon()?;
+    let cli = daemon.cli();
+    has(cli, "default/web", 3)?;
+    let pods = site.one_pod_each(2)?;
+    site.door.set(Door::Silent);
+    site.api.delete(&web("old", "10.96.0.11").build())?;
+    site.apply_slice("web", 0..2)?;
+    assert_eq!(site.one_pod_each(3)?, pods, "the datapath goes on");
+    site.door.set(Door::Open);
+    is_gone(cli, "default/old")?;
+    has(cli, "default/web", 2)
+}
+
+/// A daemon that starts with a kubeconfig that leads nowhere serves what its predecessor has left, says why it can't follow,
+/// and follows as soon as that is put right.
+#[test]
+fn a_kubeconfig_that_leads_nowhere_harms_nothing() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    site.apply_web(3)?;
+    let mut daemon = site.daemon()?;
+    has(daemon.cli(), "default/web", 3)?;
+    let pods = site.one_pod_each(2)?;
+    daemon.terminate()?;
+    let good = std::fs::read_to_string(&site.kubeconfig)?;
+    let config: serde_json::Value = serde_json::from_str(&good)?;
+    let mut closed = config.clone();
+    closed["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1".into();
+    let mut expired = config;
+    expired["users"][0]["user"] = serde_json::json!({ "token": "that was good once" });
+    let bad = [
+        ("no kubeconfig".to_owned(), "kubeconfig"),
+        (closed.to_string(), "127.0.0.1:1"),
+        (expired.to_string(), "Unauthorized"),
+    ];
+    for (text, why) in bad {
+        std::fs::write(&site.kubeconfig, text)?;
+        daemon.launch()?;
+        wait_stale(daemon.cli(), why)?;
+        assert_eq!(site.one_pod_each(2)?, pods, "{why}");
+        has(daemon.cli(), "default/web", 3)?;
+        std::fs::write(&site.kubeconfig, &good)?;
+        daemon.wait_ready(CONVERGES)?;
+        has(daemon.cli(), "default/web", 3)?;
+        daemon.terminate()?;
+    }
+    assert_eq!(site.one_pod_each(2)?, pods);
+    Ok(())
+}
