@@ -268,7 +268,7 @@ fn entries_are_written_and_read_many_at_a_time() -> Result<()> {
         assert_eq!(tables.shared.slots.insert_all(&[], &[]).0, 0);
 
         let key = |port| FrontendKey::<V4>::new([10, 96, 0, 1], Port::new(port), Proto::TCP);
-        let (count, done) = tables.v4.frontends.insert_all(&[1, 2, 3].map(key), &[Default::default(); 3]);
+        let (count, done) = tables.v4.frontends.insert_all(&[1, 2, 3].map(key), &[Frontend::default(); 3]);
         assert_eq!(done, Err(TableError::Full { map: "frontends_v4".into(), capacity: 2 }));
         assert_eq!(count, 2);
         assert_eq!(tables.v4.frontends.len()?, 2);

@@ -207,8 +207,8 @@ mod tests {
     fn a_fifth_more_of_any_figure_is_named_and_less_is_not() {
         let written = programs("6.18", &[("ingress", [1000, 5000, 400])]);
         let failures = |figures| compare(&written, &programs("6.18", &[("ingress", figures)])).failures;
-        assert_eq!(failures([1199, 5999, 472]), [String::new(); 0]);
-        assert_eq!(failures([10, 10, 8]), [String::new(); 0]);
+        assert!(failures([1199, 5999, 472]).is_empty());
+        assert!(failures([10, 10, 8]).is_empty());
         for (figures, what) in [
             ([1200, 5000, 400], "ingress: 1200 instructions, where there were 1000"),
             ([1000, 6000, 400], "ingress: 6000 instructions verified, where there were 5000"),

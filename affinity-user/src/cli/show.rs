@@ -284,26 +284,7 @@ pub(super) fn status(common: &Common) -> Result<()> {
             }
         }
     }
-    line("")?;
-    let attached = attachments(common, daemon.as_ref());
-    let cell = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    print::table(
-        &["interface", "index", "attached by"],
-        attached.iter().map(|it| ["interface", "ifindex", "mode"].map(|field| cell(&it[field])).to_vec()),
-    )?;
-    if let Some(it) = daemon.as_ref().map(|status| &status.attaching).filter(|it| it.interfaces > 0) {
-        let millis = |seconds: f64| format!("{:.1} ms", seconds * 1000.0);
-        let (p50, p99, longest) = (millis(it.p50_seconds), millis(it.p99_seconds), millis(it.longest_seconds));
-        line(format!("attached after {p50}, 99% after {p99}, all after {longest}, of {} that came", it.interfaces))?;
-    }
-    line(match cgroup(common, daemon.as_ref()) {
-        Some(CgroupAttachment { path: Some(path), .. }) => format!("sockets: those of the cgroup {}", path.display()),
-        Some(CgroupAttachment { path: None, id }) => format!("sockets: those of the cgroup with the number {id}"),
-        None => "sockets: none, all by their packets".to_owned(),
-    })?;
-    if let Some(status) = &daemon {
-        lines_of_threads(status)?;
-    }
+    print_attached(common, daemon.as_ref())?;
     line("")?;
     print::table(
         &["map", "entries", "room", "fill"],
@@ -334,6 +315,28 @@ pub(super) fn status(common: &Common) -> Result<()> {
             ]
         }),
     )
+}
+
+/// What is attached where, and how sockets are looked after.
+fn print_attached(common: &Common, daemon: Option<&StatusFile>) -> Result<()> {
+    line("")?;
+    let attached = attachments(common, daemon);
+    let cell = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    print::table(
+        &["interface", "index", "attached by"],
+        attached.iter().map(|it| ["interface", "ifindex", "mode"].map(|field| cell(&it[field])).to_vec()),
+    )?;
+    if let Some(it) = daemon.map(|status| &status.attaching).filter(|it| it.interfaces > 0) {
+        let millis = |seconds: f64| format!("{:.1} ms", seconds * 1000.0);
+        let (p50, p99, longest) = (millis(it.p50_seconds), millis(it.p99_seconds), millis(it.longest_seconds));
+        line(format!("attached after {p50}, 99% after {p99}, all after {longest}, of {} that came", it.interfaces))?;
+    }
+    line(match cgroup(common, daemon) {
+        Some(CgroupAttachment { path: Some(path), .. }) => format!("sockets: those of the cgroup {}", path.display()),
+        Some(CgroupAttachment { path: None, id }) => format!("sockets: those of the cgroup with the number {id}"),
+        None => "sockets: none, all by their packets".to_owned(),
+    })?;
+    daemon.map_or(Ok(()), lines_of_threads)
 }
 
 /// Estimates, and said to be.

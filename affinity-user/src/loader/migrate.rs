@@ -17,9 +17,11 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use affinity_common::abi::frontends::{self, Frontend, FrontendKey};
 use affinity_common::abi::sockets::{self, Socket, SocketKey};
 use affinity_common::abi::{LAYOUT, MapSpec};
 use affinity_common::family::{Family, V4, V6};
+use affinity_common::types::{Seconds, ServiceId};
 use aya::maps::MapData;
 use bytemuck::Zeroable as _;
 
@@ -52,11 +54,43 @@ struct Change {
 }
 
 /// What has changed from [`FROM`] to [`LAYOUT`].
-const CHANGES: &[Change] = &[sockets_of_3::<V4>("sockets_v4", 20), sockets_of_3::<V6>("sockets_v6", 44)];
+const CHANGES: &[Change] = &[
+    frontends_of_3::<V4>("frontends_v4"),
+    frontends_of_3::<V6>("frontends_v6"),
+    sockets_of_3::<V4>("sockets_v4", 20),
+    sockets_of_3::<V6>("sockets_v6", 44),
+];
 /// Pins of [`FROM`] that nothing is carried over from.
 const GONE: &[&str] = &["tail_calls"];
 // Whoever makes a new layout says here what becomes of the maps of this one.
 const _: () = assert!(LAYOUT == 4, "CHANGES tells how maps of layout 3 become those of layout 4");
+
+/// A frontend of layout 3: affinity was to each service port, and the scope was all of its last word.
+const fn frontends_of_3<F: Family>(pin: &'static str) -> Change {
+    Change {
+        pin,
+        key_size: size_of::<FrontendKey<F>>(),
+        value_size: size_of::<[u32; 6]>(),
+        new: frontends::spec::<F>(),
+        convert: frontend_of_3,
+    }
+}
+
+fn frontend_of_3(key: &[u8], value: &[u8]) -> Option<Entry> {
+    let [id, seed, first_slot, slot_count, secs, scope]: [u32; 6] = bytemuck::try_pod_read_unaligned(value).ok()?;
+    let service = ServiceId { id };
+    let frontend = Frontend {
+        service,
+        affinity: service,
+        seed,
+        first_slot,
+        slot_count,
+        timeout: Seconds { secs },
+        scope: u16::try_from(scope).ok()?,
+        flags: 0,
+    };
+    Some((key.to_owned(), bytemuck::bytes_of(&frontend).to_owned()))
+}
 
 /// Sockets of layout 3 lack what they were given their backend by: that they are looked into again at once.
 const fn sockets_of_3<F: Family>(pin: &'static str, value_size: usize) -> Change {
@@ -180,7 +214,7 @@ impl Move {
 #[cfg(test)]
 mod tests {
     use affinity_common::abi::Kind;
-    use affinity_common::types::{BackendId, Port, ServiceId};
+    use affinity_common::types::{BackendId, Port};
 
     use super::*;
 
@@ -210,5 +244,25 @@ mod tests {
         };
         assert_eq!(socket, expected);
         assert_eq!(socket_of_3::<V4>(&[], &[0; 99]), None);
+    }
+
+    #[test]
+    fn a_frontend_of_layout_3_is_what_it_was() {
+        let old: [u32; 6] = [7, 0xfeed, 251, 502, 10800, 0];
+        let (key, value) = frontend_of_3(&[1, 2, 3], bytemuck::bytes_of(&old)).expect("a frontend");
+        assert_eq!(key, [1, 2, 3]);
+        let service = ServiceId { id: 7 };
+        let expected = Frontend {
+            service,
+            affinity: service,
+            seed: 0xfeed,
+            first_slot: 251,
+            slot_count: 502,
+            timeout: Seconds::new(10800),
+            scope: 0,
+            flags: 0,
+        };
+        assert_eq!(bytemuck::pod_read_unaligned::<Frontend>(&value), expected);
+        assert_eq!(frontend_of_3(&[], &[0; 28]), None);
     }
 }

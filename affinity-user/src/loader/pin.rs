@@ -5,6 +5,8 @@ use affinity_common::abi::{LAYOUT, MapSpec};
 /// The versions of maps that are not the first: whoever changes a map's key or value raises it, and
 /// [`LAYOUT`], and tells [`super::migrate`] how the one becomes the other.
 const VERSIONS: &[(&str, u32)] = &[
+    ("frontends_v4", 2),
+    ("frontends_v6", 2),
     ("sockets_v4", 2),
     ("sockets_v6", 2),
     // Programs hand over to those of their own layout alone.
