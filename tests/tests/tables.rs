@@ -6,7 +6,7 @@ use std::time::Instant;
 use affinity_common::abi::affinity::{Affinity, AffinityKey};
 use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
 use affinity_common::abi::counters::Counter;
-use affinity_common::abi::frontends::FrontendKey;
+use affinity_common::abi::frontends::{Frontend, FrontendKey};
 use affinity_common::abi::slots::Slot;
 use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
 use affinity_common::family::{V4, V6};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::lab::{Pod, process_of};
 use crate::load::{Order, Question, Seen};
 
 /// How long a load rests between requests, unless it is to hurry.
@@ -31,6 +32,12 @@ pub struct Running {
 }
 
 impl Client {
+    /// A pod as a client.
+    pub fn of(pod: &Pod) -> Result<Self> {
+        let pid = process_of(&pod.uid).with_context(|| format!("pod {}", pod.name))?;
+        Ok(Self { name: format!("{}@{}", pod.name, pod.node), pid, is_host: pod.is_host })
+    }
+
     /// Asks this often, and returns what came of it.
     pub fn ask(&self, question: Question, server: SocketAddr, count: u64) -> Result<Seen> {
         self.begin(question, server, Some(count), Duration::ZERO)?.wait()

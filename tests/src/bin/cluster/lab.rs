@@ -13,8 +13,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::client::Client;
-
 /// Where the demo is.
 pub const DEMO: &str = "demo";
 /// Where the daemon is.
@@ -148,12 +146,6 @@ impl Lab {
             of(is_v4).map(|address| SocketAddr::new(address, port)).context("not an address of each family")
         });
         Ok(Frontend { v4: v4?, v6: v6? })
-    }
-
-    /// A pod as a client.
-    pub fn client(&self, pod: &Pod) -> Result<Client> {
-        let pid = process_of(&pod.uid).with_context(|| format!("pod {}", pod.name))?;
-        Ok(Client { name: format!("{}@{}", pod.name, pod.node), pid, is_host: pod.is_host })
     }
 
     /// The daemon's pod on a node, once it is ready.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use affinity_tests::wait;
 use anyhow::{Context as _, Result, ensure};
 
-use super::{World, rest};
+use super::{World, pod_of, rest};
 use crate::lab::DEMO;
 use crate::load::{Question, Seen};
 use crate::suite::{Figures, Observed};
@@ -18,7 +18,7 @@ fn on_pod(observed: &Observed, pod: &str) -> usize {
 
 /// Its clients move, once, and nobody else does.
 pub fn pod_deleted(world: &World<'_>) -> Result<Figures> {
-    let lost = world.pod_of(&world.clients[0], world.web.v4)?;
+    let lost = pod_of(&world.clients[0], world.web.v4)?;
     let load = world.start_all()?;
     rest(2);
     world.lab.kubectl(&["delete", "pod", "-n", DEMO, &lost, "--wait=true"])?;
@@ -42,7 +42,7 @@ fn only_those_of(observed: &Observed, lost: &str) -> Result<()> {
 
 /// The same of a pod that is not ready any more; when it is ready again, nobody moves.
 pub fn pod_unready(world: &World<'_>) -> Result<Figures> {
-    let lost = world.pod_of(&world.clients[0], world.web.v6)?;
+    let lost = pod_of(&world.clients[0], world.web.v6)?;
     let load = world.start_all()?;
     rest(2);
     world.lab.kubectl(&["exec", "-n", DEMO, &lost, "--", "touch", "/tmp/unready"])?;
@@ -62,9 +62,9 @@ pub fn pod_unready(world: &World<'_>) -> Result<Figures> {
 pub fn terminating(world: &World<'_>) -> Result<Figures> {
     let mut kept = Vec::new();
     let clients = world.clients.iter().filter(|client| !client.is_host);
-    let lost = world.pod_of(clients.clone().next().context("no client")?, world.web.v4)?;
+    let lost = pod_of(clients.clone().next().context("no client")?, world.web.v4)?;
     for client in clients {
-        if world.pod_of(client, world.web.v4)? == lost {
+        if pod_of(client, world.web.v4)? == lost {
             kept.push((client, client.start(Question::KeptHttp, world.web.v4)?));
         }
     }
@@ -75,7 +75,7 @@ pub fn terminating(world: &World<'_>) -> Result<Figures> {
     // The pod serves for 5 s yet (preStop).
     for (client, _) in &kept {
         wait::until_true("another pod for a new connection", Duration::from_secs(4), || {
-            Ok(world.pod_of(client, world.web.v4)? != lost)
+            Ok(pod_of(client, world.web.v4)? != lost)
         })?;
     }
     let elsewhere = started.elapsed();
@@ -147,7 +147,7 @@ pub fn scale(world: &World<'_>) -> Result<Figures> {
     );
     to(5)?;
     for client in &world.clients {
-        world.pod_of(client, world.web.v4)?;
+        pod_of(client, world.web.v4)?;
     }
     let more = format!("5 -> {many} -> 1 -> 0 -> 5 pods; without a pod refused within {} ms", slowest.as_millis());
     Ok(loaded.figures(&more))

@@ -111,7 +111,7 @@ impl<'a> World<'a> {
         }
         lab.rolled_out("kube-system", "deployment/coredns")?;
         let pods = lab.pods(DEMO, "clients")?;
-        let clients = pods.iter().map(|pod| lab.client(pod)).collect::<Result<Vec<_>>>()?;
+        let clients = pods.iter().map(Client::of).collect::<Result<Vec<_>>>()?;
         let web = lab.frontend(DEMO, "web", 80)?;
         let dns = lab.frontend("kube-system", "kube-dns", 53)?;
         let api = SocketAddr::new([10, 96, 0, 1].into(), 443);
@@ -152,12 +152,12 @@ impl<'a> World<'a> {
         }
         Ok(Load { web, others })
     }
+}
 
-    /// Where a client is now.
-    fn pod_of(&self, client: &Client, server: SocketAddr) -> Result<String> {
-        let seen = client.ask(Question::Http, server, 1)?;
-        seen.pod().map(str::to_owned).with_context(|| format!("{} has no answer: {:?}", client.name, seen.errors))
-    }
+/// Where a client is now.
+fn pod_of(client: &Client, server: SocketAddr) -> Result<String> {
+    let seen = client.ask(Question::Http, server, 1)?;
+    seen.pod().map(str::to_owned).with_context(|| format!("{} has no answer: {:?}", client.name, seen.errors))
 }
 
 /// Loads of all clients.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use affinity_tests::view::{ServiceRow, SessionRow};
 use anyhow::{Result, ensure};
 
-use super::{World, rest};
+use super::{World, pod_of, rest};
 use crate::lab::{DEMO, NODES, eventually};
 use crate::load::Question;
 use crate::suite::{Figures, Observed};
@@ -57,7 +57,7 @@ pub fn timeout(world: &World<'_>) -> Result<Figures> {
     let short = r#"{"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 6}}}"#;
     let client = world.clients.iter().find(|client| !client.is_host).unwrap_or(&world.clients[0]);
     let node = client.name.rsplit_once('@').map_or(NODES[0], |(_, node)| node);
-    let pod = world.pod_of(client, world.web.v4)?;
+    let pod = pod_of(client, world.web.v4)?;
     patch(world, short, Some(SHORT))?;
     // Used within the new timeout: it stays.
     let seen = client.begin(Question::Http, world.web.v4, Some(10), Duration::from_millis(500))?.wait()?;
