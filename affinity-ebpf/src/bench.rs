@@ -10,7 +10,6 @@
 #![no_main]
 #![expect(missing_docs, reason = "the macros of aya make public functions beside the documented ones")]
 #![expect(clippy::cast_possible_truncation, reason = "a word is taken apart into its halves")]
-#![expect(clippy::needless_pass_by_value, reason = "the kernel's context, as the macro passes it")]
 #![feature(asm_experimental_arch)]
 
 mod clock;
@@ -264,7 +263,8 @@ fn forget<F: Anew>(skb: *mut __sk_buff, client_too: bool) {
         copy(keys + size_of::<[ConntrackKey<F>; 2]>(), place);
         // There is none before the first run.
         // SAFETY: the CPU's own memory, where the key was just written.
-        let _ = F::affinity().remove(unsafe { &*place });
+        let key = unsafe { &*place };
+        let _ = F::affinity().remove(key);
     }
 }
 
