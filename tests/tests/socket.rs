@@ -685,3 +685,36 @@ fn sockets_are_listed_with_and_without_a_daemon() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_pods_annotation_leaves_its_sockets_to_tc_and_takes_them_back() -> Result<()> {
+    let site = Site::stopped(&["--node-name", "node-1"])?;
+    for client in &site.lab.clients {
+        site.hold(client)?;
+    }
+    let site = site.started()?;
+    let [one, other] = [0, 1].map(|i| site.lab.clients[i].clone());
+    let as_clients = |host: &Host, flags: u32| host.addresses.iter().map(|ip| (*ip, flags)).collect::<Vec<_>>();
+    let write = |annotation: &str, ips: &[IpAddr]| {
+        let ips: Vec<_> = ips.iter().map(|ip| format!("{{ip: '{ip}'}}")).collect();
+        let annotations = format!("annotations: {{{annotation}}}");
+        site.source.write_text(
+            "pod",
+            &format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: one, uid: u-1, {annotations}}}, \
+                 spec: {{nodeName: node-1}}, status: {{podIPs: [{}]}}}}",
+                ips.join(", ")
+            ),
+        )
+    };
+    site.wait_for(&one.netns, &as_clients(&one, 0))?;
+    // While it has no address yet, it may be any of them.
+    write("affinity.dev/socket-lb: 'off'", &[])?;
+    site.wait_for(&one.netns, &as_clients(&one, TC_ONLY))?;
+    site.wait_for(&other.netns, &as_clients(&other, TC_ONLY))?;
+    write("affinity.dev/socket-lb: 'off'", &one.addresses)?;
+    site.wait_for(&other.netns, &as_clients(&other, 0))?;
+    assert_eq!(site.who(&one.netns)?, as_clients(&one, TC_ONLY));
+    write("", &one.addresses)?;
+    site.wait_for(&one.netns, &as_clients(&one, 0))
+}

@@ -227,7 +227,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
     /// Whether the sockets of pods are served too, or those of the node's own processes alone (pods whose packets a mesh or
-    /// a virtual machine's host is to see with the service's address)
+    /// a virtual machine's host is to see with the service's address); a pod's annotation `affinity.dev/socket-lb`, on or off,
+    /// goes before this
     #[arg(long, value_enum, default_value_t)]
     pub socket_lb_pods: SocketLb,
     /// A directory of files that hold pods' network namespaces, repeatable; those of processes and mounts are found anyway

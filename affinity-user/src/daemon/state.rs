@@ -17,6 +17,7 @@ use crate::model::{Kind, Model, ServiceName};
 use crate::plan::plan;
 use crate::reconcile::{Change, Fill, Reconciler, Report, Subject};
 use crate::sockets::keeper::Keeper;
+use crate::sockets::pods::PodSetting;
 use crate::sources::kubernetes::events::Report as EventReport;
 use crate::sources::{Health, Received, SourceEvent};
 use crate::status::{ProblemStatus, SourceStatus, StatusError, StatusFile};
@@ -47,6 +48,10 @@ pub(super) struct State {
     /// When the oldest of the events happened that changes of services answer which are not programmed yet.
     triggers: BTreeMap<ServiceName, Timestamp>,
     ignored: IgnoredTriggers,
+    /// Whether the sockets of pods that say nothing are served.
+    pods_are_served: bool,
+    /// Whether the keeper was told of pods at all.
+    told_pods: bool,
     /// What happened before that was for another process to answer.
     started: Timestamp,
     metrics: Arc<Metrics>,
@@ -83,6 +88,8 @@ impl State {
             received: None,
             triggers: BTreeMap::new(),
             ignored: IgnoredTriggers::default(),
+            pods_are_served: options.keeper.pods,
+            told_pods: false,
             started: Timestamp::now(),
             metrics,
             logged: BTreeSet::new(),
@@ -112,6 +119,18 @@ impl State {
             }
             Some((_, Health::Fresh)) | None => {}
         }
+    }
+
+    /// Whose sockets are served is also the pods' own choice, as far as they have a network namespace of their own.
+    fn tell_pods(&self) {
+        let Some(keeper) = &self.threads.keeper else { return };
+        let pods = self.model.pods().filter(|pod| !pod.host_network && !pod.finished);
+        let settings = pods.map(|pod| PodSetting {
+            uid: pod.uid.clone(),
+            addresses: pod.addresses.clone(),
+            served: pod.socket_lb.unwrap_or(self.pods_are_served),
+        });
+        keeper.set_pods(settings.collect());
     }
 
     fn note_trigger(&mut self, service: ServiceName, time: Timestamp) {
@@ -187,6 +206,10 @@ impl State {
         self.ignored.unreadable += changes.unreadable_triggers;
         for (service, time) in changes.triggers {
             self.note_trigger(service, time);
+        }
+        if self.model.is_heard(Kind::Pod) && (changes.pods || !self.told_pods) {
+            self.told_pods = true;
+            self.tell_pods();
         }
         let judged = !changes.rejected.is_empty() || !changes.accepted.is_empty();
         let model = &self.model;

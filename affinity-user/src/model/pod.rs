@@ -19,8 +19,9 @@ pub struct Pod {
     pub host_network: bool,
     /// Whether all its containers have ended for good: its addresses may be another pod's by now.
     pub finished: bool,
-    /// Whether its sockets are served where they are: the annotation `affinity.dev/socket-lb`, `on` unless it says `off`.
-    pub socket_lb: bool,
+    /// Whether its sockets are served where they are: the annotation `affinity.dev/socket-lb`, `on` or `off`; where it has none
+    /// that is as for all pods.
+    pub socket_lb: Option<bool>,
 }
 
 impl Object for Pod {

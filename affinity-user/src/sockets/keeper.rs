@@ -23,8 +23,9 @@ use serde::{Deserialize, Serialize};
 use super::discovery::{self, Namespace};
 use super::identity::{self, Role};
 use super::live::{self, LiveSocket};
-use super::namespace;
+use super::namespace::{self, Seen};
 use super::pace::Pace;
+use super::pods::{self, PodSetting, Sight};
 use crate::loader::{Touch, UnknownNetns};
 use crate::tables::{BoxTable, FamilyTables, TableError, Tables};
 
@@ -80,8 +81,12 @@ pub struct Keeper {
     /// Messages, and what wakes the thread that they are for.
     messages: Option<(mpsc::Sender<Message>, UnixStream)>,
     status: Arc<Mutex<SocketsStatus>>,
+    pods: Pods,
     thread: Option<JoinHandle<()>>,
 }
+
+/// The node's pods; `None` as long as nobody has said which there are.
+type Pods = Arc<Mutex<Option<Vec<PodSetting>>>>;
 
 impl Keeper {
     /// Looks for the node's namespaces once, then goes on with that on a thread.
@@ -90,6 +95,7 @@ impl Keeper {
     /// Where there is no `/proc`, namespaces have no cookies (before Linux 5.14), or there is no further thread.
     pub fn start(options: Options, tables: Tables, touch: Touch, unknown: UnknownNetns) -> io::Result<Self> {
         let status: Arc<Mutex<SocketsStatus>> = Arc::default();
+        let pods = Pods::default();
         let own = discovery::own()?;
         namespace::cookie()?;
         let mut worker = Worker {
@@ -101,6 +107,7 @@ impl Keeper {
             namespaces: BTreeMap::new(),
             absent: HashSet::new(),
             status: status.clone(),
+            pods: pods.clone(),
         };
         worker.look();
         let (messages, received) = mpsc::channel();
@@ -108,12 +115,18 @@ impl Keeper {
         wakes.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
         let thread = thread::Builder::new().name("sockets".to_owned()).spawn(move || worker.run(&received, &woken))?;
-        Ok(Self { messages: Some((messages, wakes)), status, thread: Some(thread) })
+        Ok(Self { messages: Some((messages, wakes)), status, pods, thread: Some(thread) })
     }
 
     /// An interface has come or gone, and with it perhaps a namespace.
     pub fn links_changed(&self) {
         self.send(Message::Links);
+    }
+
+    /// These are the node's pods that have a network namespace of their own.
+    pub fn set_pods(&self, settings: Vec<PodSetting>) {
+        *lock(&self.pods) = Some(settings);
+        self.links_changed();
     }
 
     /// Something was taken out of the maps: perhaps a backend.
@@ -145,8 +158,8 @@ impl Drop for Keeper {
     }
 }
 
-fn lock(status: &Mutex<SocketsStatus>) -> MutexGuard<'_, SocketsStatus> {
-    status.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Worker {
@@ -160,6 +173,7 @@ struct Worker {
     /// Sockets of which the last sweep has found an entry and nothing else.
     absent: HashSet<SocketCookie>,
     status: Arc<Mutex<SocketsStatus>>,
+    pods: Pods,
 }
 
 impl Worker {
@@ -245,22 +259,23 @@ impl Worker {
         }
         let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
         let mut known = BTreeMap::new();
+        let mut all = BTreeMap::new();
         for (namespace, path) in &self.namespaces {
-            let seen = match namespace::look(*namespace, path) {
-                Ok(seen) => seen,
+            match namespace::look(*namespace, path) {
+                Ok(seen) => drop(all.insert(*namespace, seen)),
                 // Gone in between.
-                Err(_) if discovery::of(path, self.own) != Some(*namespace) => continue,
-                Err(error) => {
-                    problems.push(format!("{}: {error}: its sockets are left to TC", path.display()));
-                    continue;
-                }
-            };
+                Err(_) if discovery::of(path, self.own) != Some(*namespace) => {}
+                Err(error) => problems.push(format!("{}: {error}: its sockets are left to TC", path.display())),
+            }
+        }
+        let left = self.left_to_tc(&all);
+        for (namespace, seen) in &all {
             let role = if *namespace == self.own {
                 Role::Node { routed: [true, false].into_iter().filter_map(namespace::routed_source).collect() }
-            } else if self.options.pods {
-                Role::Pod
-            } else {
+            } else if left.contains(namespace) {
                 Role::Excluded
+            } else {
+                Role::Pod
             };
             let (one, other) = (identity::client(&role, &seen.addresses), identity::client(&role, &seen.addresses));
             let is_left = one.is_some_and(|it| NetnsClient::is_tc_only(&it))
@@ -287,6 +302,29 @@ impl Worker {
         status.looked = seconds_since_1970();
         status.problems = problems;
         found
+    }
+
+    /// The namespaces whose sockets are to be left to TC, by what their pods say.
+    fn left_to_tc(&self, seen: &BTreeMap<Namespace, Seen>) -> BTreeSet<Namespace> {
+        let default = self.options.pods;
+        let Some(settings) = lock(&self.pods).clone() else {
+            // Nobody has said yet: those that an earlier process has left to TC stay so.
+            let was_left = |seen: &Seen| {
+                let of = (self.tables.v4.netns.get(&seen.key), self.tables.v6.netns.get(&seen.key));
+                of.0.is_ok_and(|it| it.is_some_and(|it| it.is_tc_only()))
+                    || of.1.is_ok_and(|it| it.is_some_and(|it| it.is_tc_only()))
+            };
+            let left = seen.iter().filter(|(_, seen)| !default || was_left(seen));
+            return left.map(|(namespace, _)| *namespace).collect();
+        };
+        // Who is in which namespace takes a look at every process: not where all pods are alike.
+        let differ = settings.iter().any(|pod| pod.served != default);
+        let mut uids = if differ { pods::uids() } else { BTreeMap::new() };
+        let sights = seen.iter().filter(|(namespace, _)| **namespace != self.own).map(|(namespace, seen)| {
+            let uids = uids.remove(namespace).unwrap_or_default();
+            (*namespace, Sight { addresses: seen.addresses.clone(), uids })
+        });
+        pods::left_to_tc(&sights.collect(), &settings, default)
     }
 
     /// Refreshes the clients of open sockets, and forgets sockets that are closed and were not seen to close.

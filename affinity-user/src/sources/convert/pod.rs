@@ -25,12 +25,13 @@ pub fn pod(name: &ObjectName, object: &trimmed::Pod) -> Option<Checked<Pod>> {
     let annotations = object.metadata.annotations.as_ref();
     let socket_lb = match annotations.and_then(|annotations| annotations.get(SOCKET_LB_ANNOTATION)).map(String::as_str)
     {
-        None | Some("on") => true,
-        Some("off") => false,
+        None => None,
+        Some("on") => Some(true),
+        Some("off") => Some(false),
         Some(other) => {
             let fault = Fault::Annotation { value: other.to_owned(), known: "on, off" };
             faults.left_out(format!("metadata.annotations[{SOCKET_LB_ANNOTATION}]"), fault);
-            true
+            None
         }
     };
     let pod = Pod {

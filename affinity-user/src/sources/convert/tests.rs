@@ -187,6 +187,7 @@ fn nodes() {
 fn pods() {
     const RUNS: &str = "spec: {nodeName: node-1, containers: [{name: a}]}, \
                         status: {phase: Running, podIP: 10.1.0.1, podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1'}]}";
+    const ON: &str = ", annotations: {affinity.dev/socket-lb: 'on'}";
     const OFF: &str = ", annotations: {affinity.dev/socket-lb: 'off'}";
     let pod = |metadata: &str, fields: &str| {
         format!("{{apiVersion: v1, kind: Pod, metadata: {{name: web-0, uid: u-1{metadata}}}, {fields}}}")
@@ -198,12 +199,12 @@ fn pods() {
         addresses: vec![[10, 1, 0, 1].into(), "fd00::1".parse().expect("an address")],
         host_network: false,
         finished: false,
-        socket_lb: true,
+        socket_lb: None,
     };
     for (yaml, expected) in [
         (pod("", RUNS), good.clone()),
-        (pod(", annotations: {affinity.dev/socket-lb: 'on'}", RUNS), good.clone()),
-        (pod(OFF, RUNS), Pod { socket_lb: false, ..good.clone() }),
+        (pod(ON, RUNS), Pod { socket_lb: Some(true), ..good.clone() }),
+        (pod(OFF, RUNS), Pod { socket_lb: Some(false), ..good.clone() }),
         (
             pod("", "spec: {nodeName: node-1, hostNetwork: true}, status: {phase: Succeeded}"),
             Pod { host_network: true, finished: true, addresses: Vec::new(), ..good.clone() },
