@@ -100,10 +100,11 @@ impl<F: Wire> Model<F> {
         let frame = part::<F>(fragment, &segment, &segment);
         let (reason, sent) = self.run(Program::Egress, frame.clone());
         let silent = held.map_or(0, |held| held.last_seen.age(self.world.env.clock()).0);
-        // The first one of a flow whose time is up is no reply any more; a later one may still be taken for one.
+        // A flow whose time is up has no replies any more: after 30 s without one, after 120 s at most.
         let may_be_over = proto == Proto::UDP && silent >= 30 * SECOND - 2 * TICK;
+        let is_over = proto == Proto::UDP && silent >= 120 * SECOND + 2 * TICK;
         match held {
-            Some(held) if !((at_edge || may_be_over) && reason == Reason::Fragment) => {
+            Some(held) if !is_over && !((at_edge || may_be_over) && reason == Reason::Fragment) => {
                 let as_seen = Segment { src: Self::ends(&held).0, ..segment.clone() };
                 assert_eq!((reason, sent), (Reason::Reply, part::<F>(fragment, &as_seen, &segment)));
             }

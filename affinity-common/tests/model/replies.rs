@@ -45,20 +45,20 @@ impl<F: Wire> Model<F> {
         let (from, to) = (segment.src, segment.dst);
         let key = ConntrackKey::reverse(F::addr(to.0), port(to.1), F::addr(from.0), port(from.1), segment.proto);
         let known = self.world.env.peek_conntrack(&key);
-        self.note(segment, shape);
         let (reason, sent) = self.run(Program::Egress, shape.frame::<F>(segment));
-        let is_whole = !matches!(shape, Shape::First(_));
+        let passes = if matches!(shape, Shape::First(_)) { Reason::Fragment } else { Reason::NotReply };
         let Some(held) = known else {
             assert_eq!(sent, shape.frame::<F>(segment));
-            return assert_eq!(reason, if is_whole { Reason::NotReply } else { Reason::Fragment });
+            return assert_eq!(reason, passes);
         };
-        if reason == Reason::NotReply {
+        if reason == passes {
             // Its time was up.
             let silent = held.last_seen.age(self.world.env.clock()).0;
             assert!(segment.proto == Proto::UDP && silent >= 30 * SECOND - 2 * TICK);
             return assert_eq!(sent, shape.frame::<F>(segment));
         }
         assert_eq!(reason, Reason::Reply);
+        self.note(segment, shape);
         let (peer, client_port) = Self::ends(&held);
         let as_seen = Segment { src: peer, dst: (to.0, client_port), ..segment.clone() };
         assert_eq!(sent, shape.frame::<F>(&as_seen), "the client sees whom it talked to");
