@@ -209,7 +209,7 @@ impl App {
         // Maps of a million entries take their time: others are answered meanwhile.
         match tokio::task::spawn_blocking(move || metrics.text()).await {
             Ok(Ok(open_metrics)) => {
-                let mut response = Response::new(Full::from(format.of(open_metrics)));
+                let mut response = Response::new(Full::from(format.of(&open_metrics)));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
                 response
             }

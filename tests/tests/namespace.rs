@@ -15,6 +15,7 @@ use affinity_tests::privilege::require_root;
 use affinity_tests::topology::{Families, Host, Lab, LabOptions, Wiring};
 use affinity_tests::traffic::{Backend, ClientOptions, HttpConnection, UdpClient, http_get};
 use affinity_tests::{mountns, wait};
+use affinity_user::loader::pin_name;
 use affinity_user::tables::bpf;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -549,7 +550,8 @@ fn maps_are_dumped_with_field_names() -> Result<()> {
     })?;
     let mut dumped = 0;
     for map in affinity_common::abi::MAPS {
-        assert!(names.contains(&map.name.to_owned()), "{} is not pinned: {names:?}", map.name);
+        let pin = pin_name(map);
+        assert!(names.contains(&pin), "{pin} is not pinned: {names:?}");
         if matches!(map.kind, affinity_common::abi::Kind::RingBuf | affinity_common::abi::Kind::ProgArray) {
             // The kernel has no way to read a ring buffer but to consume it, and programs have no fields.
             continue;
@@ -558,7 +560,7 @@ fn maps_are_dumped_with_field_names() -> Result<()> {
         // All of a long array takes bpftool its time.
         let is_long = map.kind == affinity_common::abi::Kind::Array && map.default_size > 1_000;
         bpftool.args(["-j", "map", if is_long { "lookup" } else { "dump" }, "pinned"]);
-        bpftool.arg(format!("{PIN_DIR}/{}", map.name));
+        bpftool.arg(format!("{PIN_DIR}/{pin}"));
         if is_long {
             bpftool.args(["key", "0", "0", "0", "0"]);
         }

@@ -39,6 +39,7 @@ pub use cleanup::cleanup;
 pub use error::LoadError;
 pub use footprint::{Footprint, Footprints, footprints};
 pub use maps::Sizes;
+pub use pin::name as pin_name;
 pub use preflight::mount_bpffs as mount;
 pub use touch::Touch;
 pub use unknown::UnknownNetns;

@@ -32,7 +32,7 @@ fn metrics() -> Arc<Metrics> {
 }
 
 fn exposition(format: Format) -> String {
-    format.of(metrics().text().expect("tables in memory"))
+    format.of(&metrics().text().expect("tables in memory"))
 }
 
 /// A line of a sample: name, labels and value.
