@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{io, mem};
+use std::{io, mem, slice};
 
 use affinity_common::abi::conntrack::{Conntrack, ConntrackKey, FORWARD};
 use affinity_common::abi::filter::{FilterWord, Place};
@@ -193,16 +193,15 @@ fn remove_parts<K: Copy, V: Copy>(
     loop {
         let (entries, next) = table.part(from, PART)?;
         walk.status.looked_at += entries.len();
-        let mut over = Vec::new();
         for (key, entry) in &entries {
-            // A packet may have come since.
+            // A packet may have come since, of a new connection on the same ports. So entries are read again, and go one by
+            // one: in the time that a batch of them takes, such packets do come.
             if is_over(key, entry, walk.now) && table.get(key)?.is_some_and(|entry| is_over(key, &entry, walk.now)) {
-                over.push(*key);
+                walk.status.removed += table.remove_all(slice::from_ref(key))?;
             } else {
                 stays(key, entry);
             }
         }
-        walk.status.removed += table.remove_all(&over)?;
         if next.is_none() {
             return Ok(true);
         }
