@@ -92,3 +92,11 @@ pub fn packet_address(interface: u32) -> SockAddr {
     // SAFETY: the storage holds a `sockaddr_ll` of that length.
     unsafe { SockAddr::new(storage, length) }
 }
+
+/// The address by which a socket that is connected is told to be so no more (`AF_UNSPEC`, connect(2)).
+#[expect(clippy::cast_possible_truncation, reason = "a small constant of the kernel's, in libc's type")]
+pub fn no_address() -> SockAddr {
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: all zeroes are an address of the family `AF_UNSPEC`, which has no more to it.
+    unsafe { SockAddr::new(SockAddrStorage::zeroed(), length) }
+}

@@ -20,6 +20,7 @@ use socket2::{SockRef, Type};
 
 use super::{Answer, ClientOptions, bind_any, client_socket, unmapped};
 use crate::netns::Netns;
+use crate::sys::no_address;
 
 /// The largest body that either side accepts, in bytes.
 const MAX_BODY: usize = 64 << 20;
@@ -298,14 +299,14 @@ impl HttpConnection {
         Ok(self.reader.get_ref().local_addr()?)
     }
 
-    /// Closes it with a reset instead of a FIN.
+    /// Closes it with a reset instead of a FIN, at once: also where a child process that is about to be another program has the
+    /// socket, too.
     ///
     /// # Errors
-    /// Where the socket does not take the option.
+    /// Where the socket can't be disconnected.
     pub fn reset(self) -> Result<()> {
         let stream = self.reader.into_inner();
-        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-        Ok(())
+        Ok(SockRef::from(&stream).connect(&no_address())?)
     }
 
     /// Waits until the backend closes or resets it. True where it was reset.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use affinity_user::loader::cgroup;
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns};
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// How long an answer may take before it counts as failed. What is lost never comes; a machine with much else to do can be
@@ -124,7 +125,7 @@ pub fn run(order: &Order) -> Result<Seen> {
         }
     });
     let mut seen = Seen::default();
-    let mut socket = Socket { kept: None, port: fastrand::u16(PORTS) };
+    let mut socket = Socket::default();
     while !over.load(Ordering::Relaxed) && order.count.is_none_or(|count| seen.requests < count) {
         let started = Instant::now();
         match ask(order, &mut socket) {
@@ -146,22 +147,34 @@ fn enter(like: u32) -> Result<()> {
     Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
 }
 
-/// Source ports of datagrams, one after the other. The kernel's own choice is random, and soon one that was used a moment ago:
-/// the same flow then, which stays where it was when its client moved.
+/// Source ports of datagrams. The kernel's own choice is random, and soon one that was used a moment ago, by this load or by an
+/// earlier one: the same flow then, which stays where it was when its client moved.
 const PORTS: RangeInclusive<u16> = 10_000..=30_000;
+/// How long each of them is the next one of every load: all are used up after two minutes, which is longer than a flow lives
+/// that was asked and answered once.
+const TURN: Duration = Duration::from_millis(6);
 
 /// What requests share.
+#[derive(Default)]
 struct Socket {
     /// The connection of [`Question::KeptHttp`].
     kept: Option<BufReader<TcpStream>>,
-    /// The next source port of a datagram.
-    port: u16,
+    /// How many turns of ports were used up.
+    turns: u128,
 }
 
 impl Socket {
-    fn next_port(&mut self) -> u16 {
-        self.port = if self.port < *PORTS.end() { self.port + 1 } else { *PORTS.start() };
-        self.port
+    /// A socket on the next port that nobody has, by the clock that all loads share.
+    fn bind(&mut self, any: IpAddr) -> Result<UdpSocket> {
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+        self.turns = (self.turns + 1).max(now.as_nanos() / TURN.as_nanos());
+        loop {
+            let place = u16::try_from(self.turns % PORTS.len() as u128)?;
+            match UdpSocket::bind(SocketAddr::new(any, PORTS.start() + place)) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => self.turns += 1,
+                bound => return Ok(bound?),
+            }
+        }
     }
 }
 
@@ -177,9 +190,9 @@ fn ask(order: &Order, socket: &mut Socket) -> Result<String> {
             socket.kept = Some(connection);
             Ok(pod)
         }
-        Question::Udp => datagram(order.server, socket.next_port(), b"hostname").and_then(text),
+        Question::Udp => datagram(order.server, socket, b"hostname").and_then(text),
         Question::DnsUdp => {
-            let answer = datagram(order.server, socket.next_port(), &dns_query())?;
+            let answer = datagram(order.server, socket, &dns_query())?;
             dns_answer(&answer)
         }
         Question::DnsTcp => {
@@ -242,13 +255,9 @@ fn http(connection: &mut BufReader<TcpStream>, then: &str) -> Result<String> {
     text(body)
 }
 
-fn datagram(server: SocketAddr, port: u16, content: &[u8]) -> Result<Vec<u8>> {
+fn datagram(server: SocketAddr, socket: &mut Socket, content: &[u8]) -> Result<Vec<u8>> {
     let any = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = match UdpSocket::bind(SocketAddr::new(any, port)) {
-        // Another client of the node has it.
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => UdpSocket::bind(SocketAddr::new(any, 0))?,
-        bound => bound?,
-    };
+    let socket = socket.bind(any)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(server).context("connecting")?;
     socket.send(content).context("sending")?;
