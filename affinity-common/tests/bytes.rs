@@ -113,7 +113,7 @@ fn world<F: Wire>() -> (World<F>, Vec<Vec<u8>>) {
             // What comes back of it.
             let (Some(pod), Some(seen)) = (destination::<F>(&sent), source::<F>(&sent)) else { continue };
             if backend_of::<F>(&sent).is_some() {
-                let answer = Segment { src: pod, dst: (client.0, seen.1), flags: ACK, ..segment.clone() };
+                let answer = Segment { src: pod, dst: (client.0, seen.1), flags: SYN | ACK, ..segment.clone() };
                 frames.push(answer.build::<F>());
                 frames.push(Segment { dst: seen, ..answer.clone() }.build::<F>());
                 let upper = answer.upper::<F>();

@@ -72,6 +72,7 @@ fn arrive<F: Wire>(datagrams: &[Datagram], turns: &[usize]) {
         .map(|(of, id)| {
             let service = &world.services[of.service];
             let (_, place) = world.send(of.service, of.client, SYN);
+            world.reply(of.service, of.client, place, SYN | ACK);
             let segment =
                 if of.is_answer { service.answer(of.client, place, ACK) } else { service.segment(of.client, ACK) };
             let segment = Segment { payload: of.payload.clone(), ..segment };

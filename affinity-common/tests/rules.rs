@@ -262,19 +262,30 @@ fn the_middle_of_a_connection_goes_where_the_entry_says_though_it_has_expired_or
 }
 
 fn udp_flows_end_with_their_time<F: Wire>() {
-    for (answered, lifetime) in [(false, 30), (true, 120)] {
+    // Not answered; answered once; gone on by either side since.
+    for (answered, goes_on, lifetime) in
+        [(false, None, 30), (true, None, 30), (true, Some(false), 120), (true, Some(true), 120)]
+    {
         for (silence, known) in [(lifetime * SECOND - TICK, true), (lifetime * SECOND + TICK, false)] {
             let world = world::<F>();
             let (_, place) = world.send(2, CLIENT, 0);
             if answered {
                 world.reply(2, CLIENT, place, 0);
             }
+            if let Some(by_backend) = goes_on {
+                world.env.sleep(Nanos(SECOND + 2 * TICK));
+                if by_backend {
+                    world.reply(2, CLIENT, place, 0);
+                } else {
+                    world.send(2, CLIENT, 0);
+                }
+            }
             world.env.sleep(Nanos(silence));
             let (reason, sent) = world.egress(&world.services[2].answer(CLIENT, place, 0));
             assert_eq!(reason == Reason::Reply, known, "{silence} ns: {sent:?}");
             let (reason, _) = world.send(2, CLIENT, 0);
-            // The reply has made the flow an answered one.
-            assert_eq!(reason == Reason::Established, known, "{answered} {silence} ns");
+            // The reply has made it one that is alive.
+            assert_eq!(reason == Reason::Established, known, "{answered} {goes_on:?} {silence} ns");
         }
     }
 }
@@ -442,6 +453,58 @@ fn a_connection_past_services_is_told_from_one_through_them<F: Wire>() {
     world.send(0, CLIENT, parse::RST);
     assert_eq!(world.ingress(&direct(SYN)), (Reason::NotService, direct(SYN).build::<F>()));
     assert_eq!(world.ingress(&direct(ACK)), (Reason::NotService, direct(ACK).build::<F>()));
+}
+
+/// Of a connection past services that was there before, nothing is known; its backend's first answer tells of it.
+fn a_connection_leaves_its_ports_to_one_past_services_that_was_there_before<F: Wire>() {
+    for (answer, is_its_own) in [(ACK, false), (parse::FIN | ACK, false), (SYN | ACK, true), (parse::RST | ACK, true)] {
+        let world = of_one_backend::<F>();
+        world.send(0, CLIENT, SYN);
+        let segment = world.services[0].answer(CLIENT, 0, answer);
+        if is_its_own {
+            assert_eq!(world.egress(&segment).0, Reason::Reply, "{answer}");
+            continue;
+        }
+        assert_eq!(world.egress(&segment), (Reason::NotReply, segment.build::<F>()), "{answer}");
+        assert_eq!(world.env.peek_conntrack(&world.services[0].forward(CLIENT)), None);
+        // The other one goes on as it did.
+        assert_eq!(world.ingress(&direct(ACK)), (Reason::NotService, direct(ACK).build::<F>()));
+        assert_eq!(world.egress(&segment), (Reason::Reply, segment.build::<F>()));
+        world.env.sleep(Nanos(SECOND + 2 * TICK));
+        assert_eq!(world.egress(&segment).1, segment.build::<F>());
+        // The SYN that comes again has another port, which keeps to itself.
+        let port = send_from_another_port(&world, 0, SYN, Reason::AffinityHit);
+        assert!(port >= 61_000, "{port}");
+        let answer = world.services[0].answer((CLIENT.0, port), 0, SYN | ACK);
+        let seen = Segment { src: world.services[0].frontend, dst: CLIENT, ..answer.clone() };
+        assert_eq!(world.egress(&answer), (Reason::Reply, seen.build::<F>()));
+        assert_eq!(send_from_another_port(&world, 0, ACK, Reason::Established), port);
+        assert_eq!(world.egress(&segment).1, segment.build::<F>());
+    }
+    // A SYN that comes again when it was answered already tells of no other connection.
+    let world = of_one_backend::<F>();
+    world.send(0, CLIENT, SYN);
+    world.reply(0, CLIENT, 0, SYN | ACK);
+    world.send(0, CLIENT, SYN);
+    world.reply(0, CLIENT, 0, ACK);
+    // The middle of a connection that is made anew was not opened by a SYN that anybody knows of.
+    let world = of_one_backend::<F>();
+    world.send(0, CLIENT, ACK);
+    world.reply(0, CLIENT, 0, ACK);
+}
+
+/// Where most ports of a client are taken, one of those that are left is found.
+fn among_many_connections_on_the_same_ports_each_gets_its_own<F: Wire>() {
+    let world = of_one_backend::<F>();
+    let mut taken = std::collections::BTreeSet::new();
+    for n in 0..2_000 {
+        let client = (CLIENT.0, 10_000 + n);
+        world.send(0, client, SYN);
+        let segment = world.services[1].segment(client, SYN);
+        let (reason, sent) = world.ingress(&segment);
+        assert_eq!(reason, Reason::Hashed, "the {n}th");
+        assert!(taken.insert(source::<F>(&sent).expect("a source").1), "the {n}th");
+    }
 }
 
 /// What a pod sends to itself comes back by the interface, from the service's address.
@@ -695,6 +758,8 @@ in_both_families! {
     where_no_port_is_left_a_connection_is_dropped,
     a_client_uses_its_port_again_once_both_sides_have_closed,
     a_connection_past_services_is_told_from_one_through_them,
+    a_connection_leaves_its_ports_to_one_past_services_that_was_there_before,
+    among_many_connections_on_the_same_ports_each_gets_its_own,
     a_pod_is_its_own_backend,
     no_backend_is_no_choice_and_leaves_no_trace,
     where_all_backends_are_out_of_scope_packets_are_dropped,

@@ -239,7 +239,7 @@ fn now() -> Ticks {
 
 #[cfg(test)]
 mod tests {
-    use affinity_common::abi::conntrack::REPLIED;
+    use affinity_common::abi::conntrack::{REPLIED, STREAM};
     use affinity_common::family::V4;
     use affinity_common::types::{Port, Proto, Seconds};
 
@@ -269,9 +269,9 @@ mod tests {
             (1, Proto::TCP, REPLIED, 21_599),
             (2, Proto::TCP, REPLIED, 21_600),
             (3, Proto::UDP, 0, 29),
-            (4, Proto::UDP, 0, 30),
-            (5, Proto::UDP, REPLIED, 119),
-            (6, Proto::UDP, REPLIED, 120),
+            (4, Proto::UDP, REPLIED, 30),
+            (5, Proto::UDP, REPLIED | STREAM, 119),
+            (6, Proto::UDP, REPLIED | STREAM, 120),
         ] {
             table.insert(&key(port, proto), &silent_for(seconds, seen)).unwrap();
         }

@@ -175,6 +175,26 @@ fn a_client_uses_its_port_again_at_once() -> Result<()> {
 }
 
 #[test]
+fn a_connection_past_services_goes_on_when_one_through_them_has_its_ports() -> Result<()> {
+    let site = Site::new(dual())?;
+    let (client, pod) = (&site.lab.clients[0], &site.lab.backends[0]);
+    for service in ONE.map(address) {
+        // Nothing is known of it: it has no entry, and was there before.
+        let mut straight = tcp(client, pod_like(pod, service), CLIENT_PORT)?;
+        straight.echo(50_000, 0)?;
+        // Its first SYN is answered to the other connection, and its second one has another port.
+        let mut through = tcp(client, service, CLIENT_PORT)?;
+        for round in 1..5 {
+            straight.echo(50_000, round)?;
+            through.echo(50_000, round)?;
+        }
+        let (straight, through) = (straight.get()?.client.port(), through.get()?.client.port());
+        ensure!(straight == CLIENT_PORT && through >= 61_000, "{straight} and {through}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_port_that_a_service_has_not_is_refused_at_once() -> Result<()> {
     let site = Site::new(dual())?;
     let since = Instant::now();

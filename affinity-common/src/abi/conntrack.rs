@@ -72,6 +72,11 @@ pub const CLIENT_FIN: u8 = 2;
 pub const BACKEND_FIN: u8 = 4;
 /// In [`Conntrack::seen`]: either side has reset the connection.
 pub const RESET: u8 = 8;
+/// In [`Conntrack::seen`]: answered, and still alive a second after its first packet. What UDP asks once and is answered once is
+/// forgotten earlier, as in `nf_conntrack` (kernel commit d535c8a69c19, where it takes two seconds).
+pub const STREAM: u8 = 16;
+/// In [`Conntrack::seen`]: the client has sent its SYN.
+pub const OPENED: u8 = 32;
 
 impl<F: Family> ConntrackKey<F> {
     /// The key of packets from the client to the frontend.
@@ -122,6 +127,12 @@ impl<F: Family> Conntrack<F> {
     #[inline(always)]
     pub fn has_expired(&self, lifetime: Seconds, now: Ticks) -> bool {
         self.last_seen.until(now) >= lifetime.ticks()
+    }
+
+    /// Whether it was opened by a SYN that nobody has answered.
+    #[inline(always)]
+    pub const fn is_unanswered(&self) -> bool {
+        self.seen & (OPENED | REPLIED) == OPENED
     }
 
     /// Whether both sides have closed it, or one has reset it: what may still come is of no weight, and a new

@@ -2,7 +2,7 @@
 
 use super::{
     Kind, MapSpec,
-    conntrack::{BACKEND_FIN, CLIENT_FIN, REPLIED, RESET},
+    conntrack::{BACKEND_FIN, CLIENT_FIN, REPLIED, RESET, STREAM},
 };
 use crate::pod::pod;
 use crate::types::{Proto, Seconds};
@@ -19,9 +19,9 @@ pod! {
         pub tcp_fin_wait: Seconds,
         /// TCP that was reset.
         pub tcp_close: Seconds,
-        /// UDP that was not answered yet.
+        /// UDP that was not answered yet, or was asked and answered within a second.
         pub udp: Seconds,
-        /// UDP that was answered.
+        /// UDP that was answered and has gone on since.
         pub udp_stream: Seconds,
     }
 }
@@ -54,7 +54,7 @@ impl Lifetimes {
             } else {
                 (self.tcp_syn_sent, default.tcp_syn_sent)
             }
-        } else if seen & REPLIED != 0 {
+        } else if seen & STREAM != 0 {
             (self.udp_stream, default.udp_stream)
         } else {
             (self.udp, default.udp)

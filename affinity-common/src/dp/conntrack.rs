@@ -4,12 +4,14 @@ use super::{
     ConntrackEntry, Env, Refused, affinity,
     choice::Choice,
     hash,
-    parse::{FIN, Headers, RST},
+    parse::{FIN, Headers, RST, SYN},
 };
 use crate::{
     abi::{
         affinity::refresh_after,
-        conntrack::{BACKEND_FIN, BOTH_ENDS, CLIENT_FIN, Conntrack, ConntrackKey, FORWARD, REPLIED, RESET},
+        conntrack::{
+            BACKEND_FIN, BOTH_ENDS, CLIENT_FIN, Conntrack, ConntrackKey, FORWARD, OPENED, REPLIED, RESET, STREAM,
+        },
         frontends::{Frontend, FrontendKey},
         work::Work,
     },
@@ -41,6 +43,7 @@ pub enum From {
 #[inline(always)]
 fn shown<F: Family>(headers: &Headers<F>, from: From) -> u8 {
     let (mut seen, fin) = match from {
+        From::Client if headers.opens() => (OPENED, CLIENT_FIN),
         From::Client => (0, CLIENT_FIN),
         From::Backend => (REPLIED, BACKEND_FIN),
     };
@@ -88,8 +91,7 @@ pub fn note_request<F: Family, E: Env<F>, const FULL: bool>(
     from: From,
     now: Nanos,
 ) -> Result<(), Reason> {
-    let news = note(entry, held, shown(headers, from), now.ticks());
-    if news || held.due.is_due(now.ticks()) {
+    if note(entry, held, shown(headers, from), now.ticks()) {
         turn_round::<F, FULL>(key, held, headers);
         claim::<F, E, FULL>(env, key, held, now, Role::Later)?;
         entry.set_due(look_after(env, frontend, &headers.src, held, now));
@@ -108,13 +110,16 @@ pub fn note_reply<F: Family, E: Env<F>>(
     headers: &Headers<F>,
     now: Nanos,
 ) {
-    let news = note(entry, held, shown(headers, From::Backend), now.ticks());
-    if news || held.due.is_due(now.ticks()) {
+    if note(entry, held, shown(headers, From::Backend), now.ticks()) {
         let due = match env.frontend(&FrontendKey::new(held.addr, held.port, key.proto)) {
             Some(frontend) => look_after(env, &frontend, &headers.dst, held, now),
             None => now.ticks().after(Seconds::new(1).ticks()),
         };
         entry.set_due(due);
+        if held.leads_to(&headers.src, headers.src_port) && held.client_port == headers.dst_port {
+            // Past services, from its own port: its requests need nothing.
+            return;
+        }
         held.due = due;
         key.turn_forward(held.client_port, held.addr, held.port);
         held.packets = 0;
@@ -123,10 +128,13 @@ pub fn note_reply<F: Family, E: Env<F>>(
     }
 }
 
-/// Returns whether the packet tells something of the connection that was not known in this direction.
+/// Returns whether what belongs to the connection is to be looked after: whether it is time, or the packet tells something
+/// that was not known in this direction.
 #[inline(always)]
 fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &mut Conntrack<F>, shown: u8, now: Ticks) -> bool {
     entry.count_packet();
+    let is_due = held.due.is_due(now);
+    let shown = if is_due && held.seen & REPLIED != 0 { shown | STREAM } else { shown };
     if held.last_seen != now {
         held.last_seen = now;
         entry.set_last_seen(now);
@@ -136,7 +144,35 @@ fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &mut Conntrack<F>, sho
         held.seen |= shown;
         entry.set_seen(held.seen);
     }
-    news
+    news || is_due
+}
+
+/// Whether a packet from a backend answers another connection than the one that has its ports here: one past services, of
+/// which nothing is noted. The first answer to a SYN is a SYN, too, or a reset; on a connection that it has on the same
+/// ports already, a backend acknowledges what that has got (RFC 5961, section 4).
+#[inline(always)]
+pub fn is_anothers<F: Family>(held: &Conntrack<F>, headers: &Headers<F>) -> bool {
+    headers.is_tcp() && held.is_unanswered() && headers.flags & (SYN | RST) == 0
+}
+
+/// Leaves the place of a new connection to the one past services that has its ports, and forgets the new one: when its SYN
+/// comes again, it is given another port. The key is the place's.
+#[inline(always)]
+pub fn leave_place<F: Family, E: Env<F>>(
+    env: &E,
+    key: &mut ConntrackKey<F>,
+    held: &mut Conntrack<F>,
+    headers: &Headers<F>,
+    now: Nanos,
+) {
+    key.turn_forward(held.client_port, held.addr, held.port);
+    env.conntrack_remove(key);
+    key.turn_reverse(headers.dst_port, headers.src, headers.src_port);
+    let (addr, port, client_port) = (headers.src, headers.src_port, headers.dst_port);
+    let last_seen = now.ticks();
+    *held = Conntrack { addr, port, client_port, last_seen, due: last_seen, ..Conntrack::default() };
+    // Where the map refuses, the next answer tries again.
+    let _ = env.conntrack_replace(key, held);
 }
 
 /// Refreshes the client's affinity; returns when the flow is to look again: as soon as the entry can be stale.
@@ -181,12 +217,12 @@ pub fn open<F: Family, E: Env<F>>(
     Ok(())
 }
 
-/// How many ports are tried for a client whose own is taken.
-const PORTS: u32 = 5;
+/// How many ports are tried for a client, its own the first.
+const PORTS: u32 = 12;
 
-/// Makes a new connection's entries where both of its ends may have to be translated, as [`open`] does. Returns the port
-/// that the client's end has: its own, or where another connection has that, one of those that no client is given by
-/// Linux (`ip_local_port_range`); the same again for the same connection, as long as it is free.
+/// Makes a new connection's entries where both of its ends may have to be translated, as [`open`] does. The client's end has
+/// its own port, or where another connection has that, one of those that no client is given by Linux
+/// (`ip_local_port_range`); the same again for the same connection, as long as it is free.
 #[inline(always)]
 pub fn open_full<F: Family, E: Env<F>>(
     env: &E,
@@ -196,7 +232,7 @@ pub fn open_full<F: Family, E: Env<F>>(
     choice: &Choice<F>,
     headers: &Headers<F>,
     now: Nanos,
-) -> Result<Port, Reason> {
+) -> Result<(), Reason> {
     let Work { key, held, way } = work;
     *way = new_way(frontend, choice, headers, now);
     let role = if old.is_some() { Role::Again } else { Role::First };
@@ -218,22 +254,43 @@ pub fn open_full<F: Family, E: Env<F>>(
         frontend.seed,
     );
     for attempt in 0..PORTS {
+        if attempt != 0 {
+            port = spare_port(hash, attempt);
+            key.turn_forward(headers.src_port, headers.dst, headers.dst_port);
+            (way.addr, way.port) = (choice.backend.addr, choice.backend.port);
+        }
         way.client_port = port;
         way.ends = if is_hairpin || port != headers.src_port { BOTH_ENDS } else { 0 };
         turn_round::<F, true>(key, way, headers);
-        let claimed = claim::<F, E, true>(env, key, way, now, role);
-        key.turn_forward(headers.src_port, headers.dst, headers.dst_port);
-        (way.addr, way.port, way.client_port) = (choice.backend.addr, choice.backend.port, port);
-        match claimed {
-            Ok(()) => {
-                begin(env, key, old, way);
-                return Ok(port);
-            }
-            Err(Reason::Collision) => port = spare_port(hash, attempt),
-            Err(reason) => return Err(reason),
+        if is_free(env, key, way, now, role) {
+            break;
         }
     }
-    Err(Reason::Collision)
+    claim::<F, E, true>(env, key, way, now, role)?;
+    key.turn_forward(headers.src_port, headers.dst, headers.dst_port);
+    (way.addr, way.port, way.client_port) = (choice.backend.addr, choice.backend.port, port);
+    begin(env, key, old, way);
+    Ok(())
+}
+
+/// Whether [`claim`] can have a place.
+#[inline(always)]
+fn is_free<F: Family, E: Env<F>>(
+    env: &E,
+    key: &ConntrackKey<F>,
+    wanted: &Conntrack<F>,
+    now: Nanos,
+    role: Role,
+) -> bool {
+    let Some(entry) = env.conntrack(key) else { return true };
+    let held = entry.load();
+    held.leads_as(wanted) || gives_way(env, &held, key.proto, now, role)
+}
+
+/// Whether the connection that has a place leaves it to another one.
+#[inline(always)]
+fn gives_way<F: Family, E: Env<F>>(env: &E, held: &Conntrack<F>, proto: Proto, now: Nanos, role: Role) -> bool {
+    has_expired(env, held, proto, now) || role != Role::Later && held.is_over()
 }
 
 /// A port that a client's end may have instead of its own.
@@ -243,7 +300,9 @@ fn spare_port(hash: u32, attempt: u32) -> Port {
     /// Above what Linux gives to clients unless told otherwise.
     const FIRST: u32 = 61_000;
     const COUNT: u32 = (u16::MAX as u32) + 1 - FIRST;
-    Port::new((FIRST + hash::place(hash.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)), COUNT)) as u16)
+    // Each connection has its own distance from try to try, so that those whose first tries meet part again.
+    let distance = hash.rotate_left(16) | 1;
+    Port::new((FIRST + hash::place(hash.wrapping_add(attempt.wrapping_mul(distance)), COUNT)) as u16)
 }
 
 /// The entry of a new connection's packets from the client, whose end keeps its port.
@@ -276,13 +335,20 @@ fn begin<F: Family, E: Env<F>>(env: &E, key: &ConntrackKey<F>, old: Option<E::Co
             entry.count_packet();
             entry.set_last_seen(way.last_seen);
             entry.set_due(way.due);
-            entry.set_seen(way.seen);
+            entry.set_seen(seen_of_another(key.proto, &entry.load(), way));
         }
         _ => {
             // Where the map refuses, the next packet tries again: the way back is there, and the choice comes out the same.
             let _ = env.conntrack_replace(key, way);
         }
     }
+}
+
+/// What is known of a connection that begins in the place of one on the same ports. Of TCP that is not over the SYN may have
+/// come again, late.
+#[inline(always)]
+fn seen_of_another<F: Family>(proto: Proto, held: &Conntrack<F>, new: &Conntrack<F>) -> u8 {
+    if proto == Proto::TCP && !held.is_over() { held.seen | new.seen } else { new.seen }
 }
 
 /// Takes away the way back of a connection that moves to another backend: what the old one still sends is no reply any
@@ -341,8 +407,7 @@ fn claim<F: Family, E: Env<F>, const FULL: bool>(
     };
     let held = entry.load();
     if !held.leads_as(wanted) {
-        let is_free = has_expired(env, &held, key.proto, now) || role != Role::Later && held.is_over();
-        if !is_free {
+        if !gives_way(env, &held, key.proto, now, role) {
             return Err(Reason::Collision);
         }
         // What may still come of the connection that had this place must not reach the backend as the new one's.
@@ -357,7 +422,8 @@ fn claim<F: Family, E: Env<F>, const FULL: bool>(
             key.turn_reverse(client_port, peer, port);
         }
     } else if held.service == wanted.service && held.backend == wanted.backend {
-        let seen = if role == Role::Later { held.seen | wanted.seen } else { wanted.seen };
+        let seen =
+            if role == Role::Later { held.seen | wanted.seen } else { seen_of_another(key.proto, &held, wanted) };
         if held.seen != seen {
             entry.set_seen(seen);
         }

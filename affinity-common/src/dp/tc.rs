@@ -124,8 +124,13 @@ pub fn reply<F: Rewrite, E: Env<F>, P: Packet, const FULL: bool>(
     if !headers.is_tcp() && conntrack::has_expired(env, &held, headers.proto, now) {
         return Step::Ends(Reason::NotReply);
     }
-    if !FULL && held.has_both_ends() {
+    let is_anothers = conntrack::is_anothers(&held, headers);
+    if !FULL && (held.has_both_ends() || is_anothers) {
         return step::hand_over(packet, Stage::Reply);
+    }
+    if FULL && is_anothers {
+        conntrack::leave_place(env, &mut key, &mut held, headers, now);
+        return Step::Ends(Reason::NotReply);
     }
     let (addr, port, client_port) = (held.addr, held.port, held.client_port);
     conntrack::note_reply(env, &mut key, &entry, &mut held, headers, now);

@@ -1,6 +1,7 @@
 //! What backends answer.
 
-use affinity_common::abi::conntrack::{ConntrackKey, REVERSE};
+use affinity_common::abi::conntrack::{Conntrack, ConntrackKey, REVERSE};
+use affinity_common::dp::parse::{RST, SYN};
 use affinity_common::reason::{Program, Reason};
 use affinity_common::testing::{Segment, Wire};
 use affinity_common::types::Proto;
@@ -51,6 +52,9 @@ impl<F: Wire> Model<F> {
             assert_eq!(sent, shape.frame::<F>(segment));
             return assert_eq!(reason, passes);
         };
+        if segment.proto == Proto::TCP && held.is_unanswered() && segment.flags & (SYN | RST) == 0 {
+            return self.check_anothers(segment, shape, &held, (reason, sent));
+        }
         if reason == passes {
             // Its time was up.
             let silent = held.last_seen.age(self.world.env.clock()).0;
@@ -70,6 +74,19 @@ impl<F: Wire> Model<F> {
         } else {
             assert_eq!(peer, from, "a connection past services");
         }
+    }
+
+    /// What answers no SYN belongs to a connection past services, which has these ports from now on.
+    fn check_anothers(&mut self, segment: &Segment, shape: Shape, held: &Conntrack<F>, found: (Reason, Vec<u8>)) {
+        self.note(segment, shape);
+        assert_eq!(found, (Reason::NotReply, shape.frame::<F>(segment)));
+        let (from, to) = (segment.src, segment.dst);
+        let key = ConntrackKey::reverse(F::addr(to.0), port(to.1), F::addr(from.0), port(from.1), segment.proto);
+        let holder = self.world.env.peek_conntrack(&key);
+        let holds = holder.is_some_and(|holder| Self::ends(&holder) == (from, to.1));
+        assert!(holds || self.faults.conntrack_full, "its place is held by {holder:?}");
+        let forward = ConntrackKey::forward(key.client, held.client_port, held.addr, held.port, segment.proto);
+        assert_eq!(self.world.env.peek_conntrack(&forward), None, "its SYN comes again as the first of another");
     }
 
     /// What a pod answers to itself: back by its interface, as from the service.

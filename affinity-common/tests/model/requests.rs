@@ -1,6 +1,6 @@
 //! What a client sends to a service.
 
-use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
+use affinity_common::abi::conntrack::{Conntrack, ConntrackKey, STREAM};
 use affinity_common::dp::parse::{ACK, RST, SYN};
 use affinity_common::reason::{Program, Reason, Verdict};
 use affinity_common::testing::{FakePacket, Part, Segment, Wire, run, source};
@@ -73,7 +73,7 @@ impl<F: Wire> Model<F> {
             return flags & (SYN | ACK) != SYN;
         }
         let silent = held.last_seen.age(self.world.env.clock()).0;
-        let lifetime = if held.seen & 1 != 0 { 120 } else { 30 };
+        let lifetime = if held.seen & STREAM != 0 { 120 } else { 30 };
         let place = (0..4).find(|&place| of.backend_id(place) == held.backend).expect("a backend of the service");
         silent.div_ceil(TICK) < (lifetime * SECOND).div_ceil(TICK) + 1 && self.state(service, place) != State::Gone
     }

@@ -64,7 +64,7 @@ pub fn all_parts_of_a_segment_follow_its_first<F: Over>() -> Result<()> {
         assert_eq!((run.action, run.reason), (PASS, Reason::Established));
         assert_same_packet(&part.clone().to(over::<F>(&backend)).build(), &run.packet);
     }
-    for part in parts(&segment(&backend, CLIENT, Tcp::ACK), LEN + 20) {
+    for part in parts(&segment(&backend, CLIENT, Tcp::SYN_ACK), LEN + 20) {
         let run = programs.run(Program::Egress, &part.build())?;
         assert_eq!((run.action, run.reason), (PASS, Reason::Reply));
         assert_same_packet(&part.clone().from(over::<F>(STICKY)).build(), &run.packet);

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use affinity_common::abi::affinity::Affinity;
 use affinity_common::abi::conntrack::{
-    BACKEND_FIN, CLIENT_FIN, Conntrack, ConntrackKey, FORWARD, REPLIED, RESET, REVERSE,
+    BACKEND_FIN, CLIENT_FIN, Conntrack, ConntrackKey, FORWARD, OPENED, REPLIED, RESET, REVERSE,
 };
 use affinity_common::family::{Family, V4, V6};
 use affinity_common::reason::{Program, Reason};

@@ -15,7 +15,7 @@ pub fn a_connection_is_translated_both_ways<F: Over>() -> Result<()> {
         reply::<F>(&programs, &Packet::tcp(&*backend, CLIENT).flags(Tcp::FIN | Tcp::ACK), frontend)?;
     }
     for (_, entry) in programs.conntrack::<F>()? {
-        assert_eq!(entry.seen, REPLIED | CLIENT_FIN | BACKEND_FIN);
+        assert_eq!(entry.seen, OPENED | REPLIED | CLIENT_FIN | BACKEND_FIN);
     }
     Ok(())
 }
@@ -145,7 +145,7 @@ pub fn an_established_flow_refreshes_its_clients_entry_and_only_its_own<F: Over>
         make_due(&mut programs)?;
         match program {
             Program::Ingress => drop(send::<F>(&programs, &Packet::tcp(CLIENT, STICKY), Reason::Established)?),
-            _ => reply::<F>(&programs, &Packet::tcp(&*backend, CLIENT), STICKY)?,
+            _ => reply::<F>(&programs, &Packet::tcp(&*backend, CLIENT).flags(Tcp::SYN_ACK), STICKY)?,
         }
         let entry = programs.affinity::<F>(client, 1)?.context("no entry")?;
         assert!(entry.last_used.age(now()?).0 < 500_000_000, "{program:?}");
@@ -194,6 +194,7 @@ pub fn an_evicted_entry_is_rebuilt_on_the_same_backend<F: Over>() -> Result<()> 
     for (frontend, id) in [(STICKY, 1), (SPREAD, 2)] {
         let backend =
             send::<F>(&programs, &syn(CLIENT, frontend), if id == 1 { Reason::AffinityNew } else { Reason::Hashed })?;
+        reply::<F>(&programs, &Packet::tcp(&*backend, CLIENT).flags(Tcp::SYN_ACK), frontend)?;
         let data = Packet::tcp(CLIENT, frontend).payload(b"data");
         let entries: Vec<(ConntrackKey<F>, Conntrack<F>)> =
             programs.conntrack::<F>()?.into_iter().filter(|(_, entry)| entry.service.id == id).collect();
@@ -241,15 +242,27 @@ pub fn a_udp_flow_ends_with_its_backend_or_its_time<F: Over>() -> Result<()> {
     // What the removed one still sends is no reply any more.
     let late = in_family::<F>(&Packet::udp(&*backend, CLIENT).payload(b"late")).build();
     untouched(&programs, Program::Egress, &late, Some(Reason::NotReply))?;
-    // Silent for 30 s without an answer, 120 s with one: the next packet opens a flow.
-    for (answered, silent, reason) in [
-        (false, 29, Reason::Established),
-        (false, 31, Reason::AffinityHit),
-        (true, 119, Reason::Established),
-        (true, 121, Reason::AffinityHit),
+    // Silent for 30 s, or 120 s where it was answered and has gone on since: the next packet opens a flow.
+    let due_now = |programs: &mut Programs| -> Result<()> {
+        for (key, entry) in programs.conntrack::<F>()? {
+            programs.set_conntrack(key, Conntrack { due: now()?.ticks(), ..entry })?;
+        }
+        Ok(())
+    };
+    for (answered, goes_on, silent, reason) in [
+        (false, false, 29, Reason::Established),
+        (false, false, 31, Reason::AffinityHit),
+        (true, false, 29, Reason::Established),
+        (true, false, 31, Reason::AffinityHit),
+        (true, true, 119, Reason::Established),
+        (true, true, 121, Reason::AffinityHit),
     ] {
         if answered {
             reply::<F>(&programs, &Packet::udp(&*next, CLIENT).payload(b"a"), STICKY)?;
+        }
+        if goes_on {
+            due_now(&mut programs)?;
+            reply::<F>(&programs, &Packet::udp(&*next, CLIENT).payload(b"b"), STICKY)?;
         }
         for (key, entry) in programs.conntrack::<F>()? {
             let last_seen = Ticks { at: now()?.ticks().at.wrapping_sub(Seconds::new(silent).ticks()) };
@@ -270,10 +283,10 @@ pub fn resets_and_fins_are_seen_in_both_directions<F: Over>() -> Result<()> {
     reply::<F>(&programs, &Packet::tcp(&*backend, CLIENT).flags(Tcp::RST | Tcp::ACK), SPREAD)?;
     let entries = programs.conntrack::<F>()?;
     assert_eq!(entries.len(), 2);
-    assert!(entries.iter().all(|(_, entry)| entry.seen == REPLIED | RESET), "{entries:?}");
+    assert!(entries.iter().all(|(_, entry)| entry.seen == OPENED | REPLIED | RESET), "{entries:?}");
     // The ports are used again: a new connection, from the start.
     assert_eq!(send::<F>(&programs, &syn(CLIENT, SPREAD), Reason::Hashed)?, backend);
-    assert!(programs.conntrack::<F>()?.iter().all(|(_, entry)| entry.seen == 0));
+    assert!(programs.conntrack::<F>()?.iter().all(|(_, entry)| entry.seen == OPENED));
     Ok(())
 }
 
