@@ -12,7 +12,8 @@ use affinity_tests::topology::{Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::wait;
 use anyhow::{Context as _, Result};
-use k8s_openapi::api::{core::v1::Node, discovery::v1 as discovery, events::v1::Event};
+use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
+use k8s_openapi::api::{discovery::v1 as discovery, events::v1::Event};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -175,6 +176,61 @@ fn hints_are_followed_as_the_nodes_zone_changes() -> Result<()> {
     has(cli, "default/web", 3)?;
     site.api.block_on(nodes.delete("lab-node", &DeleteParams::default()))?;
     Ok(())
+}
+
+/// Pods of the API server, by their status: one that has an address, one that has none yet, and one in the node's namespace.
+#[test]
+fn each_pod_of_the_node_is_told_of_as_it_comes() -> Result<()> {
+    const NODE: &str = "lab-node";
+    let site = Site::new(ApiOptions::default())?;
+    site.api.apply(&serde_json::from_value::<ServiceAccount>(json!({"metadata": named("default")}))?)?;
+    let make = |name: &str, node: &str, host_network: bool| -> Result<()> {
+        let spec = json!({
+            "nodeName": node, "hostNetwork": host_network, "automountServiceAccountToken": false,
+            "containers": [{"name": "one", "image": "one"}],
+        });
+        site.api.apply(&serde_json::from_value::<Pod>(json!({"metadata": named(name), "spec": spec}))?)?;
+        Ok(())
+    };
+    let pods: Api<Pod> = Api::default_namespaced(site.api.client());
+    let tell = |name: &str, status: serde_json::Value| -> Result<()> {
+        let patch = Patch::Merge(json!({"status": status}));
+        site.api.block_on(pods.patch_status(name, &PatchParams::default(), &patch))?;
+        Ok(())
+    };
+    let addresses = |ip: &str| json!({"podIP": ip, "podIPs": [{"ip": ip}]});
+    make("client", NODE, false)?;
+    make("system", NODE, true)?;
+    make("elsewhere", "another-node", false)?;
+    tell("system", addresses("198.51.100.11"))?;
+    let options = DaemonOptions::new(Source::Kubeconfig(site.kubeconfig.clone()));
+    let daemon = Daemon::start(&site.lab.node, options.arguments(["--node-name", NODE]))?;
+
+    let wait_for = |wanted: &[(&str, &str, &str, &str)]| {
+        let mut last = serde_json::Value::Null;
+        let told = wait::until_true("the node's pods", CONVERGES, || {
+            last = daemon.cli().json(&["status", "--pods"])?;
+            let rows = last["pods"].as_array().context("rows")?.iter().filter(|row| !row["pod"].is_null());
+            let rows = rows.map(|row| {
+                let texts = [&row["pod"], &row["served_by"], &row["socket"]["why"]["code"], &row["tc"]["why"]["code"]];
+                let [pod, by, socket, tc] = texts.map(|text| text.as_str().unwrap_or_default());
+                (pod, by, socket, tc)
+            });
+            Ok(last["pods_are_known"] == true && rows.collect::<Vec<_>>() == wanted)
+        });
+        told.with_context(|| last.to_string())
+    };
+    let system = ("default/system", "none", "sockets-off", "host-network");
+    wait_for(&[("default/client", "none", "no-address", "no-address"), system])?;
+    // The daemon sees no namespace of the lab: what is left is the route to the pod.
+    tell("client", addresses(&site.lab.clients[0].ip().to_string()))?;
+    wait_for(&[("default/client", "tc", "sockets-off", ""), system])?;
+    tell("client", json!({"phase": "Succeeded"}))?;
+    wait_for(&[system])
+}
+
+fn named(name: &str) -> serde_json::Value {
+    json!({"name": name, "namespace": "default"})
 }
 
 #[test]

@@ -78,9 +78,18 @@ pub(super) enum Verb {
     /// What is attached where, how full the maps are, what was rejected, packets by reason
     #[command(
         after_help = "Examples:\n  affinity status\n  affinity status -o wide    reasons that never occurred, too\n  \
-                            affinity status -o json | jq .rejected"
+                            affinity status -o json | jq .rejected\n  \
+                            affinity status --pods     whether each pod is served by its sockets, by TC, by both or by none\n  \
+                            affinity status --pods -o json | jq '.pods[] | select(.served_by == \"none\")'"
     )]
-    Status,
+    Status {
+        /// Say for each pod of the node whether it is served by its sockets, by its packets (TC), by both or by none, and why
+        ///
+        /// It looks into the node's network namespaces, as the daemon does: in a cluster, ask it in the daemon's pod. Pods that
+        /// have finished are left out; network namespaces that are no known pod's are shown by their paths.
+        #[arg(long)]
+        pods: bool,
+    },
     /// Mount the BPF file system where the node has none, so that what is pinned there outlives a pod
     #[command(
         after_help = "`run` does so, too; in a pod that mount would end with it, unless it is made where mounts are \

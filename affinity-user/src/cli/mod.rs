@@ -1,6 +1,7 @@
 //! `affinity VERB`: what is asked, and how it is printed.
 
 mod args;
+mod pods;
 mod print;
 mod run;
 mod show;
@@ -33,7 +34,8 @@ pub fn execute(cli: Cli) -> Result<()> {
         }
         Verb::Socket(SocketVerb::List { service, client }) => show::sockets(&common, service.as_deref(), client),
         Verb::Monitor => show::monitor(&common),
-        Verb::Status => show::status(&common),
+        Verb::Status { pods: true } => pods::show(&common),
+        Verb::Status { pods: false } => show::status(&common),
         Verb::Mount => Ok(loader::mount(&common.pin_dir)?),
         Verb::Programs { verifier_log } => show::programs(&common, verifier_log),
         Verb::Cleanup => show::cleanup(&common),

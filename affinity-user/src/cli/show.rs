@@ -11,7 +11,7 @@ use super::print::{self, line, or_dash, span};
 use crate::flush;
 use crate::loader::{self, cgroup::CgroupAttachment};
 use crate::monitor::{self, Happening};
-use crate::status::StatusFile;
+use crate::status::{NodeStatus, StatusFile};
 use crate::view::{self, BackendRow, Certainty, EvictionRow, ServiceRow, SessionRow, Snapshot};
 
 pub(super) fn services(common: &Common) -> Result<()> {
@@ -19,12 +19,13 @@ pub(super) fn services(common: &Common) -> Result<()> {
     if common.output == Output::Json {
         return print::json(&rows);
     }
-    print_services(common, &rows)
+    print_services(common, &rows, common.output == Output::Wide)
 }
 
-fn print_services(common: &Common, rows: &[ServiceRow]) -> Result<()> {
+fn print_services(common: &Common, rows: &[ServiceRow], with_policy: bool) -> Result<()> {
     let wide = common.output == Output::Wide;
     let mut header = vec!["service", "port", "frontends", "affinity", "backends", "sessions"];
+    header.extend(with_policy.then_some("internal policy"));
     header.extend(wide.then_some("id"));
     print::table(
         &header,
@@ -38,6 +39,7 @@ fn print_services(common: &Common, rows: &[ServiceRow]) -> Result<()> {
                 format!("{}/{}", row.eligible, row.backends),
                 row.live_sessions.to_string(),
             ];
+            cells.extend(with_policy.then(|| row.internal_traffic_policy.to_owned()));
             cells.extend(wide.then(|| row.id.to_string()));
             cells
         }),
@@ -62,7 +64,7 @@ pub(super) fn service(common: &Common, name: &str) -> Result<()> {
     if common.output == Output::Json {
         return print::json(&json!({"service": name, "ports": services, "backends": backends}));
     }
-    print_services(common, &services)?;
+    print_services(common, &services, true)?;
     line("")?;
     print_backends(common, &backends)
 }
@@ -249,6 +251,7 @@ pub(super) fn status(common: &Common) -> Result<()> {
             "problems": daemon.as_ref().map(|status| &status.problems),
             "attachments": attachments(common, daemon.as_ref()),
             "attaching": daemon.as_ref().map(|status| &status.attaching),
+            "node": daemon.as_ref().and_then(|status| status.node.as_ref()),
             "cgroup": cgroup(common, daemon.as_ref()),
             "collector": daemon.as_ref().and_then(|status| status.collector.as_ref()),
             "sockets": daemon.as_ref().and_then(|status| status.sockets.as_ref()),
@@ -271,6 +274,9 @@ pub(super) fn status(common: &Common) -> Result<()> {
                 status.pid,
                 span(age(status))
             ))?;
+            if let Some(node) = &status.node {
+                line(format!("node: {}", describe_node(node)))?;
+            }
             line(format!("source: {} ({})", status.source.kind, status.source.detail))?;
             if let (Some(since), Some(error)) = (status.source.stale_since, &status.source.last_error) {
                 line(format!("        STALE for {}: {error}", span(seconds_since(since))))?;
@@ -315,6 +321,15 @@ pub(super) fn status(common: &Common) -> Result<()> {
             ]
         }),
     )
+}
+
+/// Its name and zone, or what it means that it has none.
+pub(super) fn describe_node(node: &NodeStatus) -> String {
+    match (&node.zone, node.known) {
+        (Some(zone), _) => format!("{}, zone {zone}", node.name),
+        (None, true) => format!("{}, in no zone: hints for zones are not followed", node.name),
+        (None, false) => format!("{}, of which no Node is known: hints for zones are not followed", node.name),
+    }
 }
 
 /// What is attached where, and how sockets are looked after.

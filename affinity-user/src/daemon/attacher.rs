@@ -13,7 +13,7 @@ use tokio::time::sleep_until;
 
 use crate::loader::interfaces::{Action, Follower, Interface, LinkEvent, watch};
 use crate::loader::{Attachment, Datapath};
-use crate::status::{AttachingStatus, ProblemStatus};
+use crate::status::{AttachingStatus, ProblemStatus, interface_object};
 
 /// How long after a failure an interface is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -195,7 +195,7 @@ impl Worker {
         let problems = self
             .unattached
             .values()
-            .map(|it| ProblemStatus { object: format!("interface {}", it.interface.name), message: it.error.clone() });
+            .map(|it| ProblemStatus { object: interface_object(&it.interface.name), message: it.error.clone() });
         *lock(&self.attached) = Attached {
             seen_interfaces: self.seen_interfaces,
             attachments: self.datapath.attachments().cloned().collect(),

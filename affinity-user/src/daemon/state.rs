@@ -20,7 +20,7 @@ use crate::sockets::keeper::Keeper;
 use crate::sockets::pods::PodSetting;
 use crate::sources::kubernetes::events::Report as EventReport;
 use crate::sources::{Health, Received, SourceEvent};
-use crate::status::{ProblemStatus, SourceStatus, StatusError, StatusFile};
+use crate::status::{ClientsStatus, NodeStatus, PodStatus, ProblemStatus, SourceStatus, StatusError, StatusFile};
 use crate::syscall;
 
 /// What goes on beside the daemon's task.
@@ -77,6 +77,12 @@ impl State {
             Source::Kubernetes(_) => SourceStatus::new("kubernetes", "the API server"),
             Source::Directory(path) => SourceStatus::new("directory", path.display()),
         };
+        let mut status = StatusFile::new(source)?;
+        status.clients = Some(ClientsStatus {
+            interfaces: options.interfaces.clone(),
+            netns_directories: options.keeper.directories.clone(),
+            pods_are_served: options.keeper.pods,
+        });
         Ok(Self {
             model: Model::new(options.node_name.as_str()),
             reconciler,
@@ -94,7 +100,7 @@ impl State {
             metrics,
             logged: BTreeSet::new(),
             nearly_full: BTreeSet::new(),
-            status: StatusFile::new(source)?,
+            status,
             directory: options.state_dir.clone(),
             write_at: None,
         })
@@ -343,6 +349,9 @@ impl State {
         let oldest = self.stale.values().min_by_key(|(since, _)| *since);
         status.source.stale_since = oldest.map(|(since, _)| since.as_second());
         status.source.last_error = oldest.map(|(_, error)| error.clone());
+        status.node = Some(NodeStatus::of(&self.model));
+        let pods = || self.model.pods().filter(|pod| !pod.finished).map(PodStatus::from).collect();
+        status.pods = self.model.is_listed(Kind::Pod).then(pods);
         status.rejected = self.model.rejections().map(|rejection| (&rejection).into()).collect();
         let unprogrammed = self
             .reconciler

@@ -67,6 +67,12 @@ impl Patterns {
         Self { include, exclude: exclude.into_iter().map(|pattern| pattern[1..].to_owned()).collect() }
     }
 
+    /// The patterns, as people write them.
+    pub fn texts(&self) -> Vec<String> {
+        let excluded = self.exclude.iter().map(|pattern| format!("!{pattern}"));
+        self.include.iter().cloned().chain(excluded).collect()
+    }
+
     /// Whether an interface of this name is a client's.
     pub fn matches(&self, name: &str) -> bool {
         let any = |patterns: &[String]| patterns.iter().any(|pattern| glob(pattern.as_bytes(), name.as_bytes()));

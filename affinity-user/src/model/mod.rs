@@ -231,13 +231,17 @@ impl Model {
     /// Whether all objects of a kind have been seen once; of one that [is not essential](Kind::is_essential) it is enough
     /// that the source has said that it can't be had: a proxy that may not list pods serves all the same.
     pub fn is_heard(&self, kind: Kind) -> bool {
-        let listed = match kind {
+        self.is_listed(kind) || !kind.is_essential() && self.unheard.contains(&kind)
+    }
+
+    /// Whether all objects of a kind have been seen once.
+    pub fn is_listed(&self, kind: Kind) -> bool {
+        match kind {
             Kind::Service => self.services.is_synced(),
             Kind::EndpointSlice => self.slices.is_synced(),
             Kind::Node => self.nodes.is_synced(),
             Kind::Pod => self.pods.is_synced(),
-        };
-        listed || !kind.is_essential() && self.unheard.contains(&kind)
+        }
     }
 
     /// Whether every kind was heard out. Before that, what is missing may just not have come.

@@ -1,6 +1,6 @@
 //! What is in a network namespace: seen by a thread that enters it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -31,7 +31,18 @@ pub struct Seen {
 /// # Errors
 /// Where it has gone, or can't be entered.
 pub fn look(namespace: Namespace, path: &Path) -> io::Result<Seen> {
-    within(namespace, path, || Ok(Seen { key: NetnsKey { cookie: cookie()? }, addresses: addresses()? }))
+    within(namespace, path, || Seen::new(&addresses()?))
+}
+
+impl Seen {
+    /// The namespace that the calling thread is in, with what [`addresses`] has found.
+    ///
+    /// # Errors
+    /// Before Linux 5.14.
+    pub fn new(addresses: &BTreeMap<String, BTreeSet<IpAddr>>) -> io::Result<Self> {
+        let addresses = addresses.values().flatten().copied().collect();
+        Ok(Self { key: NetnsKey { cookie: cookie()? }, addresses })
+    }
 }
 
 /// Does something within a namespace, by a thread that ends with it.
@@ -90,14 +101,24 @@ fn cookie_of(socket: &impl AsFd) -> io::Result<u64> {
     Ok(cookie)
 }
 
-fn addresses() -> io::Result<BTreeSet<IpAddr>> {
-    let of_others = getifaddrs()?.filter(|one| !one.flags.contains(InterfaceFlags::IFF_LOOPBACK));
-    let addresses = of_others.filter_map(|one| {
-        let address = one.address?;
+/// The addresses of the calling thread's namespace that others can know, by the names of their interfaces; those that have
+/// none are left out.
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub fn addresses() -> io::Result<BTreeMap<String, BTreeSet<IpAddr>>> {
+    let mut found: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    for one in getifaddrs()?.filter(|one| !one.flags.contains(InterfaceFlags::IFF_LOOPBACK)) {
+        let Some(address) = one.address else { continue };
         let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-    });
-    Ok(addresses.filter(|address| is_known_to_others(*address)).collect())
+        let address = v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())));
+        if let Some(address) = address.filter(|address| is_known_to_others(*address)) {
+            // An address may have a label of its own (`eth0:1`).
+            let interface = one.interface_name.split(':').next().unwrap_or_default();
+            found.entry(interface.to_owned()).or_default().insert(address);
+        }
+    }
+    Ok(found)
 }
 
 /// Whether an address means something beyond its link (RFC 3927, RFC 4291).

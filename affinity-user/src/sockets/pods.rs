@@ -32,16 +32,20 @@ pub struct Sight {
     pub uids: BTreeSet<String>,
 }
 
+/// Which of some pods a namespace is of, by their uids and addresses: the first that has one of its addresses, else one that
+/// has a process in it. A process of one pod may look into another's namespace, which its address tells apart.
+pub fn whose(sight: &Sight, pods: &[(&str, &[IpAddr])]) -> Option<usize> {
+    let by_address = pods.iter().position(|(_, addresses)| addresses.iter().any(|ip| sight.addresses.contains(ip)));
+    by_address.or_else(|| pods.iter().position(|(uid, _)| sight.uids.contains(*uid)))
+}
+
 /// The namespaces whose sockets are to be left to TC; `default` is whether those of a pod are served that says nothing.
 pub fn left_to_tc<N: Copy + Ord>(seen: &BTreeMap<N, Sight>, pods: &[PodSetting], default: bool) -> BTreeSet<N> {
-    let is_of = |sight: &Sight, pod: &PodSetting| pod.addresses.iter().any(|ip| sight.addresses.contains(ip));
-    let has_process_of = |sight: &Sight, pod: &PodSetting| sight.uids.contains(&*pod.uid);
+    let known: Vec<_> = pods.iter().map(|pod| (&*pod.uid, &*pod.addresses)).collect();
     let mut waiting: BTreeSet<&str> = pods.iter().filter(|pod| !pod.served).map(|pod| &*pod.uid).collect();
     let (mut left, mut nobodys) = (BTreeSet::new(), BTreeSet::new());
     for (namespace, sight) in seen {
-        // A process of one pod may look into another's namespace, which its address tells apart.
-        let by_address = pods.iter().find(|pod| is_of(sight, pod));
-        let Some(pod) = by_address.or_else(|| pods.iter().find(|pod| has_process_of(sight, pod))) else {
+        let Some(pod) = whose(sight, &known).and_then(|at| pods.get(at)) else {
             nobodys.insert(*namespace);
             continue;
         };

@@ -5,6 +5,7 @@ mod backends;
 mod connections;
 mod counters;
 mod evictions;
+pub mod pods;
 mod services;
 mod sessions;
 mod snapshot;

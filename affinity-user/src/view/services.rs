@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use affinity_common::abi::frontends::LOCAL;
 use affinity_common::types::ServiceId;
 use serde::Serialize;
 
@@ -20,6 +21,8 @@ pub struct ServiceRow {
     pub frontends: Vec<String>,
     /// Seconds of affinity; none for `sessionAffinity: None`.
     pub affinity_timeout_seconds: Option<u32>,
+    /// `spec.internalTrafficPolicy`: `Cluster`, or `Local` where clients are led to endpoints on this node alone.
+    pub internal_traffic_policy: &'static str,
     /// Backends that take new sessions.
     pub eligible: usize,
     /// All backends.
@@ -39,6 +42,7 @@ pub fn services(snapshot: &Snapshot) -> Vec<ServiceRow> {
             id: id.id,
             frontends: Vec::new(),
             affinity_timeout_seconds: frontend.has_affinity().then_some(frontend.timeout.secs),
+            internal_traffic_policy: if frontend.scope == LOCAL { "Local" } else { "Cluster" },
             eligible: 0,
             backends: 0,
             live_sessions: 0,

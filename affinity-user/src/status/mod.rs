@@ -1,5 +1,7 @@
 //! The status file: what a running daemon knows and the maps don't, for `affinity status`.
 
+mod place;
+
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write as _};
@@ -14,6 +16,7 @@ use crate::loader::Attachment;
 use crate::loader::cgroup::CgroupAttachment;
 use crate::model::Rejection;
 use crate::sockets::keeper::SocketsStatus;
+pub use place::{ClientsStatus, NodeStatus, PodStatus};
 
 /// Where the daemon writes unless told otherwise.
 pub const STATE_DIR: &str = "/run/affinity";
@@ -46,6 +49,15 @@ pub struct StatusFile {
     pub synced: bool,
     /// Where its objects come from.
     pub source: SourceStatus,
+    /// Where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeStatus>,
+    /// What it recognises clients by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<ClientsStatus>,
+    /// The pods of the node; none where its source has listed none yet, or may not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<Vec<PodStatus>>,
     /// Objects and files that are not programmed as they are.
     pub rejected: Vec<RejectionStatus>,
     /// What could not be programmed or attached, though nothing is wrong with the object.
@@ -109,6 +121,11 @@ impl From<&Rejection> for RejectionStatus {
     }
 }
 
+/// How an interface is called where something could not be done with it.
+pub fn interface_object(name: &str) -> String {
+    format!("interface {name}")
+}
+
 /// Something that could not be done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProblemStatus {
@@ -150,6 +167,9 @@ impl StatusFile {
             ready: false,
             synced: false,
             source,
+            node: None,
+            clients: None,
+            pods: None,
             rejected: Vec::new(),
             problems: Vec::new(),
             attachments: Vec::new(),
