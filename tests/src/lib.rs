@@ -33,3 +33,5 @@ pub mod topology;
 pub mod traffic;
 pub mod view;
 pub mod wait;
+
+pub use sys::grace_period;

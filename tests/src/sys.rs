@@ -33,6 +33,16 @@ pub fn prepare_child(command: &mut Command, namespaces: Vec<(Arc<OwnedFd>, Clone
     unsafe { command.pre_exec(before_exec) };
 }
 
+/// Waits until every CPU has left what it read by RCU before: what the kernel does where it takes out what others may read.
+///
+/// # Errors
+/// Where the kernel has no membarrier(2).
+pub fn grace_period() -> io::Result<()> {
+    // SAFETY: the command has no flags and no pointer.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
 /// One of the offloads that the classic ethtool requests switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

@@ -64,6 +64,19 @@ fn calls_of_sockets_are_measured_in_both_families() -> Result<()> {
 }
 
 #[test]
+fn interfaces_that_come_are_timed_by_both_clocks() -> Result<()> {
+    let figures = quick("--attach")?;
+    let rows = figures["rows"].as_array().context("rows")?;
+    assert_eq!(rows.len(), 2 * 2, "{figures}");
+    for row in rows {
+        let (daemon, outside) = (row["daemon"]["median"].as_f64(), row["outside"]["median"].as_f64());
+        assert!(daemon > Some(0.0), "{figures}");
+        assert_eq!(outside.is_some(), row["by"] == "tcx", "{figures}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_to_be_measured_is_said_before_and_without_root() -> Result<()> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
     let output = command.args(["--plan", "--crr", "--sockets", "--rounds", "30"]).output()?;

@@ -18,7 +18,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --plan\n  \
                         cargo xtask bench --packets --json bench.json\n  cargo xtask bench --crr --rounds 30\n  \
-                        cargo xtask bench --control-plane\n  cargo xtask bench -o readme   # the tables of README.md")]
+                        cargo xtask bench --control-plane\n  cargo xtask bench --attach\n  cargo xtask bench -o readme   # the tables of README.md")]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct Args {
     /// The programs on packets: nanoseconds a packet, with 1, 1,000 and 20,000 services, IPv6 beside IPv4, over an empty
@@ -36,6 +36,10 @@ pub struct Args {
     /// daemon's memory and that of its maps, and the same before a real kube-apiserver; some minutes
     #[arg(long, conflicts_with_all = ["packets", "crr", "sockets", "plan"])]
     control_plane: bool,
+    /// A pod's first packets, and nothing else: from a veth's appearance until the programs are attached to it, by TCX and by
+    /// clsact, beside what the kernel waits for; a minute
+    #[arg(long, conflicts_with_all = ["packets", "crr", "sockets", "control_plane", "plan"])]
+    attach: bool,
     /// How often each row is measured
     #[arg(long, value_name = "N", default_value_t = 15)]
     rounds: u32,
@@ -64,6 +68,7 @@ pub fn verb(args: Args) -> Result<()> {
         (args.crr, "--crr"),
         (args.sockets, "--sockets"),
         (args.control_plane, "--control-plane"),
+        (args.attach, "--attach"),
         (args.quick, "--quick"),
         (args.plan, "--plan"),
     ];

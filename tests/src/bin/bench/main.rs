@@ -4,6 +4,7 @@
 //! of them alike. Packets by `BPF_PROG_TEST_RUN`, which runs the programs of `affinity-ebpf/src/bench.rs` over and over on one
 //! packet each; calls of sockets by the kernel's statistics of the programs at the cgroup; exchanges by real connections.
 
+mod attach;
 mod cases;
 mod control_plane;
 mod crr;
@@ -49,6 +50,9 @@ struct Args {
     /// maps; some minutes
     #[arg(long, conflicts_with_all = ["packets", "sockets", "crr", "plan"])]
     control_plane: bool,
+    /// A pod's first packets, and nothing else: from a veth's appearance until the programs are attached to it
+    #[arg(long, conflicts_with_all = ["packets", "sockets", "crr", "control_plane", "plan"])]
+    attach: bool,
     /// How often each row is measured
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -83,7 +87,12 @@ enum Output {
 fn main() -> Result<()> {
     let args = Args::parse();
     if args.control_plane {
-        return measure_control_plane(&args);
+        let effort = if args.quick { control_plane::Effort::QUICK } else { control_plane::Effort::WHOLE };
+        return alone(&args, |bar| control_plane::measure(&effort, bar), control_plane::Report::print);
+    }
+    if args.attach {
+        let interfaces = if args.quick { 5 } else { 200 };
+        return alone(&args, |bar| attach::measure(interfaces, bar), attach::Report::print);
     }
     let plan = Plan::new(args.rounds, args.quick);
     let all = !(args.packets || args.crr || args.sockets);
@@ -119,17 +128,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn measure_control_plane(args: &Args) -> Result<()> {
+/// Measures a part that is no row beside others.
+fn alone<R: Serialize>(
+    args: &Args,
+    measure: impl FnOnce(&ProgressBar) -> Result<R>,
+    print: impl FnOnce(&R),
+) -> Result<()> {
     require_root();
     let bar = progress()?;
-    let effort = if args.quick { control_plane::Effort::QUICK } else { control_plane::Effort::WHOLE };
-    let report = control_plane::measure(&effort, &bar)?;
+    let report = measure(&bar)?;
     bar.finish_and_clear();
     let json = serde_json::to_string_pretty(&report)?;
     if args.output == Output::Json {
         println!("{json}");
     } else {
-        report.print();
+        print(&report);
     }
     if let Some(file) = &args.json {
         std::fs::write(file, json + "\n").with_context(|| file.display().to_string())?;
