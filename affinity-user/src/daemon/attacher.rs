@@ -17,6 +17,8 @@ use crate::status::{AttachingStatus, ProblemStatus, interface_object};
 
 /// How long after a failure an interface is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How many of the kernel's words may wait to be acted on.
+const BACKLOG: usize = 4096;
 /// Of how many interfaces, the last ones that came, it is told how long it took.
 const REMEMBERED: usize = 1000;
 
@@ -49,7 +51,10 @@ impl Attacher {
     ) -> io::Result<Self> {
         let attached: Arc<Mutex<Attached>> = Arc::default();
         let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Beside the thread that attaches, and waits for the kernel meanwhile, one that takes the kernel's word: else that would be
+        // late, and lost where the socket has no room for more.
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).thread_name("links").enable_all().build()?;
         let worker = Worker {
             datapath,
             follower,
@@ -107,7 +112,7 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
-        let (sender, mut links) = mpsc::channel(64);
+        let (sender, mut links) = mpsc::channel(BACKLOG);
         let watcher = tokio::spawn(watch(sender));
         loop {
             let retry = self.retry.unwrap_or_else(|| Instant::now() + Duration::from_mins(1));
