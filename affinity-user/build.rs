@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo::rerun-if-env-changed=AFFINITY_BPF_OBJECT");
-    let built = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/affinity.o");
+    let here = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
+    let built = || here.join("../target/bpf/affinity.o");
     let object = env::var_os("AFFINITY_BPF_OBJECT").map_or_else(built, PathBuf::from);
     println!("cargo::rerun-if-changed={}", object.display());
     match object.canonicalize() {

@@ -53,7 +53,7 @@ impl<F: Wire> Model<F> {
             return assert_eq!(reason, passes);
         };
         if segment.proto == Proto::TCP && held.is_unanswered() && segment.flags & (SYN | RST) == 0 {
-            return self.check_anothers(segment, shape, &held, (reason, sent));
+            return self.check_anothers(segment, shape, &held, &(reason, sent));
         }
         if reason == passes {
             // Its time was up.
@@ -77,9 +77,9 @@ impl<F: Wire> Model<F> {
     }
 
     /// What answers no SYN belongs to a connection past services, which has these ports from now on.
-    fn check_anothers(&mut self, segment: &Segment, shape: Shape, held: &Conntrack<F>, found: (Reason, Vec<u8>)) {
+    fn check_anothers(&mut self, segment: &Segment, shape: Shape, held: &Conntrack<F>, found: &(Reason, Vec<u8>)) {
         self.note(segment, shape);
-        assert_eq!(found, (Reason::NotReply, shape.frame::<F>(segment)));
+        assert_eq!(*found, (Reason::NotReply, shape.frame::<F>(segment)));
         let (from, to) = (segment.src, segment.dst);
         let key = ConntrackKey::reverse(F::addr(to.0), port(to.1), F::addr(from.0), port(from.1), segment.proto);
         let holder = self.world.env.peek_conntrack(&key);
