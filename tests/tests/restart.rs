@@ -268,21 +268,22 @@ fn keep_a_connection(load: &Load, client: &str, service: SocketAddr) -> Result<(
 fn under_load(ground: &Ground, load: &Load, work: impl FnOnce() -> Result<()>) -> Result<()> {
     thread::scope(|scope| {
         let mut threads = Vec::new();
-        // Each comes by both ways: what goes to a pod past its service, as a socket's packets do, soon has ports that a
-        // connection through it had a moment ago.
-        let both = ground.lab.clients.iter().flat_map(|host| [(host, Way::Packets), (host, Way::Socket)]);
-        for (host, way) in both {
-            threads.push(scope.spawn(move || {
-                let service = STICKY.parse()?;
-                ground.be(host, way, || {
-                    connect_again_and_again(load, &host.name, service);
-                    Ok(())
-                })
-            }));
-            threads.push(scope.spawn(move || {
-                let name = format!("{} ({way:?})", host.name);
-                ground.be(host, way, || keep_a_connection(load, &name, SPREAD.parse()?))
-            }));
+        // By both ways: what goes to a pod past its service, as a socket's packets do, soon has ports that a connection through
+        // it had a moment ago.
+        for host in &ground.lab.clients {
+            for way in [Way::Packets, Way::Socket] {
+                threads.push(scope.spawn(move || {
+                    let service = STICKY.parse()?;
+                    ground.be(host, way, || {
+                        connect_again_and_again(load, &host.name, service);
+                        Ok(())
+                    })
+                }));
+                threads.push(scope.spawn(move || {
+                    let name = format!("{} ({way:?})", host.name);
+                    ground.be(host, way, || keep_a_connection(load, &name, SPREAD.parse()?))
+                }));
+            }
         }
         let done = load.go_on(200).and_then(|()| work());
         load.over.store(true, Ordering::Relaxed);
