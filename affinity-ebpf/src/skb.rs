@@ -150,17 +150,7 @@ impl Packet for Skb {
             // SAFETY: the helper checks the offset.
             return done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, from.into(), to.into(), flags | 4) });
         }
-        // SAFETY: the helper reads the given number of bytes of both slices, a multiple of 4.
-        let diff = unsafe {
-            bpf_csum_diff(
-                from.as_ptr().cast_mut().cast(),
-                from.len() as u32,
-                to.as_ptr().cast_mut().cast(),
-                to.len() as u32,
-                0,
-            )
-        };
-        let diff = diff.cast_unsigned();
+        let diff = difference(from, to);
         // SAFETY: the helper checks the offset.
         let updated = done(unsafe { bpf_l4_csum_replace(ctx, sum.at as u32, 0, diff, flags | BPF_F_IPV6) });
         // SAFETY: as above. A kernel that does not know the flag refuses it before it has done anything.
@@ -211,6 +201,19 @@ impl Packet for Skb {
         // SAFETY: the helper checks the offset.
         done(unsafe { bpf_l4_csum_replace(self.ctx.as_ptr().cast(), at as u32, 0, diff.into(), 0) })
     }
+}
+
+/// What `bpf_csum_diff` makes of two addresses, by a quarter of what its call takes: the sum of the new one's words and of the
+/// old one's complement, carries added (RFC 1624). How the packet's checksum follows, only the kernel knows.
+#[inline(always)]
+fn difference(from: &[u8], to: &[u8]) -> u64 {
+    let sum = |bytes: &[u8], flip: u32| -> u64 {
+        bytes.as_chunks().0.iter().map(|word| u64::from(u32::from_ne_bytes(*word) ^ flip)).sum()
+    };
+    let sum = sum(from, u32::MAX) + sum(to, 0);
+    // 35 bits become 33 and 32.
+    let sum = (sum & u64::from(u32::MAX)) + (sum >> 32);
+    (sum & u64::from(u32::MAX)) + (sum >> 32)
 }
 
 #[inline(always)]

@@ -232,6 +232,14 @@ fn first(kind: Kind, from: SocketAddr) -> Packet {
     }
 }
 
+/// The backend's answer to it.
+fn answer(kind: Kind, from: SocketAddr, to: SocketAddr) -> Packet {
+    match kind {
+        Kind::Sticky | Kind::Plain => frame::tcp(from, to, Tcp::SYN | Tcp::ACK),
+        Kind::StickyUdp => frame::udp(from, to),
+    }
+}
+
 /// A later packet of a connection.
 fn later(kind: Kind, from: SocketAddr, to: SocketAddr) -> Packet {
     match kind {
@@ -247,7 +255,8 @@ fn open(node: &Node, kind: Kind) -> Result<SocketAddr> {
         |run, packet: &Packet, from| node.pass(run, &frame::repeated(packet, from, Step::Same, &Forgotten::NOTHING));
     let (_, backend) = frame::ends(&pass(Run::Ingress, &first(kind, client), client)?);
     ensure!(backend != frontend, "the first packet to {kind:?} was not translated");
-    pass(Run::Egress, &later(kind, backend, client), backend)?;
+    let (source, _) = frame::ends(&pass(Run::Egress, &answer(kind, backend, client), backend)?);
+    ensure!(source == frontend, "the answer of {kind:?} was not translated");
     pass(Run::Ingress, &later(kind, client, frontend), client)?;
     Ok(backend)
 }
