@@ -121,8 +121,8 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn any_length(&self, length: usize) -> usize {
-        let mut out = length;
+    fn unknown(&self, number: usize) -> usize {
+        let mut out = number;
         // SAFETY: touches nothing but the register, and leaves in it what was there.
         unsafe {
             core::arch::asm!(

@@ -137,10 +137,10 @@ pub trait Packet {
     fn frame_len(&self) -> usize;
     /// `N` bytes at an offset; `None` where the packet ends before.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
-    /// A length, as one that the verifier knows nothing of. That of Linux 6.1 takes what it knows of a value on the first
-    /// way to a branch for true on the others, and leaves out what only they would do (seen with IPv6 extension headers:
-    /// the ports were written over the first of them).
-    fn any_length(&self, length: usize) -> usize;
+    /// A number, as one that the verifier knows nothing of: it has no way of its own to follow for each value. The verifier
+    /// of Linux 6.1 takes what it knows of a value on the first way to a branch for true on the others, and leaves out what
+    /// only they would do (seen with IPv6 extension headers: the ports were written over the first of them).
+    fn unknown(&self, number: usize) -> usize;
     /// Writes bytes in place.
     fn write<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), RewriteError>;
     /// Makes the transport checksum follow an address of the pseudo-header that changes.

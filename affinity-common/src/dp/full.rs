@@ -115,6 +115,7 @@ fn to_service<F: Family, E: Env<F>, P: Packet>(
             choice.reason = first;
         }
     }
+    choice.reason = step::any_reason(packet, choice.reason);
     conntrack::open_full(env, work, known, frontend, &choice, headers, now)?;
     tc::chosen(env, frontend, headers, &choice, now);
     Ok(choice.reason)

@@ -85,7 +85,7 @@ impl Icmp for V4 {
         {
             return None;
         }
-        let header_len = packet.any_length(header_len) & 0x3f;
+        let header_len = packet.unknown(header_len) & 0x3f;
         (headers.l3, headers.l4) = (l3, l3 + header_len);
         headers.src = field(&header, offset_of!(Ipv4Hdr, src_addr));
         headers.dst = field(&header, offset_of!(Ipv4Hdr, dst_addr));

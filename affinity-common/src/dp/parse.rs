@@ -241,7 +241,7 @@ impl Parse for V6 {
             return Err(Reason::OtherProtocol.into());
         }
         // At most 40 + 3 * 2048 + 8.
-        let header_len = packet.any_length(header_len) & 0x1fff;
+        let header_len = packet.unknown(header_len) & 0x1fff;
         (headers.l3, headers.l4, headers.proto) = (L3, L3 + header_len, proto);
         headers.src = field(&header, offset_of!(Ipv6Hdr, src_addr));
         headers.dst = field(&header, offset_of!(Ipv6Hdr, dst_addr));

@@ -38,3 +38,11 @@ pub fn hand_over_for<P: Packet>(packet: &mut P, stage: Stage, reason: Reason) ->
 pub fn is_for<P: Packet>(packet: &P, reason: Reason) -> bool {
     packet.note() == reason as u32 + 1
 }
+
+/// A reason, as one that the verifier knows nothing of: it would follow each on a way of its own.
+#[inline(always)]
+pub fn any_reason<P: Packet>(packet: &P, reason: Reason) -> Reason {
+    #[expect(clippy::cast_possible_truncation, reason = "what was a reason is one yet")]
+    let number = packet.unknown(reason as usize) as u8;
+    Reason::from_number(number).unwrap_or(Reason::Hashed)
+}

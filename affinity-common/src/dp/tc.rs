@@ -184,11 +184,12 @@ fn backend<F: Family, E: Env<F>, P: Packet>(
             return Ok((Reason::Established, addr, port));
         }
     }
-    let choice = match select::choose(env, frontend, headers, now) {
+    let mut choice = match select::choose(env, frontend, headers, now) {
         Ok(choice) => choice,
         Err(Reason::NoBackend) => return Err(step::hand_over_for(packet, Stage::Refuse, Reason::NoBackend)),
         Err(reason) => return Err(reason.into()),
     };
+    choice.reason = step::any_reason(packet, choice.reason);
     // The client itself, or ports that are taken: its own end is to be translated too.
     let opened = if choice.backend.addr == headers.src {
         Err(Reason::Collision)

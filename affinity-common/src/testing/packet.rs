@@ -146,8 +146,8 @@ impl Packet for FakePacket {
         self.bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
     }
 
-    fn any_length(&self, length: usize) -> usize {
-        length
+    fn unknown(&self, number: usize) -> usize {
+        number
     }
 
     fn write<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), RewriteError> {
