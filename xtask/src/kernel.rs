@@ -15,7 +15,7 @@ use crate::{machine, process, say, workspace};
 /// Programs that this needs, and the Debian packages that have them.
 const PROGRAMS: [(&str, &str); 4] =
     [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static"), ("cpio", "cpio"), ("strip", "binutils")];
-/// How long the machine may run, in seconds: it takes five minutes where nothing else runs, and a quarter of an hour where much
+/// How long the machine may run, in seconds: it takes eight minutes where nothing else runs, and several times that where much
 /// does.
 const TIMEOUT: &str = "2400";
 /// What the machine says on a line of its own before all else.
