@@ -360,7 +360,7 @@ impl ApiServer {
 
     fn command(&self) -> Result<Command> {
         let Files { authority, server, admin, service_accounts } = &self.files;
-        let mut command = Command::new(binary("kube-apiserver")?);
+        let mut command = Command::new(program("kube-apiserver")?);
         let mut argument = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
             let mut text = std::ffi::OsString::from(format!("--{name}="));
             text.push(value);
@@ -421,7 +421,7 @@ impl Files {
 }
 
 fn start_etcd(directory: &Path, client: SocketAddr, peer: SocketAddr) -> Result<Process> {
-    let mut command = Command::new(binary("etcd")?);
+    let mut command = Command::new(program("etcd")?);
     command.arg("--data-dir").arg(directory.join("etcd"));
     for (name, address) in [
         ("listen-client-urls", client),
@@ -471,7 +471,11 @@ async fn is_ready(client: &Client) -> bool {
     ready.is_ok_and(|answer| answer.is_ok())
 }
 
-fn binary(name: &str) -> Result<PathBuf> {
+/// One of Kubernetes' programs, by its name.
+///
+/// # Errors
+/// Without `KUBEBUILDER_ASSETS`, and where its directory has no such program.
+pub fn program(name: &str) -> Result<PathBuf> {
     let directory = std::env::var_os(ASSETS).with_context(|| {
         format!(
             "{ASSETS} is not set: it names the directory of etcd and kube-apiserver, which `cargo xtask test` builds"

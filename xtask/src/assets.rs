@@ -1,4 +1,4 @@
-//! Kubernetes' own programs, for the API tests and the cluster: from `KUBEBUILDER_ASSETS`, from the cache, or built into it
+//! Kubernetes' own programs, for the API tests, the benchmark and the cluster: from `KUBEBUILDER_ASSETS`, from the cache, or built into it
 //! once, program by program.
 
 use std::{
@@ -44,8 +44,9 @@ const fn kubernetes(name: &'static str, package: &'static str) -> Program {
     Program { name, package, module: Module::Kubernetes }
 }
 
-/// In the order in which they are built: the API tests are the first to wait.
-const PROGRAMS: [Program; 8] = [
+/// In the order in which they are built: the API tests are the first to wait. Each [`Set`] is some neighbours of them.
+const PROGRAMS: [Program; 9] = [
+    kubernetes("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
     kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
     kubernetes("etcd", "go.etcd.io/etcd/server/v3"),
     kubernetes("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
@@ -61,6 +62,8 @@ const PROGRAMS: [Program; 8] = [
 pub enum Set {
     /// The API tests.
     Api,
+    /// The control plane's benchmark: what the API tests need, and kube-proxy to be measured beside.
+    Bench,
     /// The cluster.
     Cluster,
 }
@@ -68,14 +71,16 @@ pub enum Set {
 impl Set {
     fn programs(self) -> &'static [Program] {
         match self {
-            Self::Api => &PROGRAMS[..2],
-            Self::Cluster => &PROGRAMS,
+            Self::Api => &PROGRAMS[1..3],
+            Self::Bench => &PROGRAMS[..3],
+            Self::Cluster => &PROGRAMS[1..],
         }
     }
 
     fn users(self) -> &'static str {
         match self {
             Self::Api => "the API tests",
+            Self::Bench => "the control plane's benchmark",
             Self::Cluster => "the cluster",
         }
     }
@@ -86,7 +91,7 @@ pub enum Assets {
     /// Those of a [`Set`] and maybe others are in the cache, or are being built into it, at low priority, beside everything
     /// else.
     Cached(Cache, Option<Build>),
-    /// Those of the API tests are there by the choice of whoever runs us.
+    /// Those of the API tests or of the benchmark are there by the choice of whoever runs us.
     Given(PathBuf),
     /// They are not there and cannot be built, and why.
     Missing(String),
@@ -182,7 +187,7 @@ impl Module {
 }
 
 fn find_or_build(set: Set) -> Result<Assets> {
-    if set == Set::Api
+    if set != Set::Cluster
         && let Some(directory) = env::var_os(VARIABLE)
     {
         // The suites run in a directory of their own.
@@ -210,7 +215,7 @@ fn find_or_build(set: Set) -> Result<Assets> {
             "{names} of Kubernetes {} for {}: up to {} minutes, once ({})",
             cache.version,
             set.users(),
-            if set == Set::Api { 10 } else { 15 },
+            if set == Set::Cluster { 15 } else { 10 },
             cache.kubernetes.display()
         ),
     );
@@ -353,10 +358,9 @@ mod tests {
 
     #[test]
     fn a_set_is_built_before_those_that_need_more() {
-        assert_eq!(
-            Set::Api.programs().iter().map(|program| program.name).collect::<Vec<_>>(),
-            ["kube-apiserver", "etcd"]
-        );
-        assert!(Set::Cluster.programs().iter().any(|program| program.name == "coredns"));
+        let names = |set: Set| set.programs().iter().map(|program| program.name).collect::<Vec<_>>();
+        assert_eq!(names(Set::Api), ["kube-apiserver", "etcd"]);
+        assert_eq!(names(Set::Bench), ["kube-proxy", "kube-apiserver", "etcd"]);
+        assert!(names(Set::Cluster).contains(&"coredns") && names(Set::Cluster).starts_with(&names(Set::Api)));
     }
 }

@@ -33,7 +33,8 @@ pub struct Args {
     #[arg(long)]
     sockets: bool,
     /// The control plane, and nothing else: from the events of a watch to maps written, at up to 50,000 services, the
-    /// daemon's memory and that of its maps, and the same before a real kube-apiserver; some minutes
+    /// daemon's memory and that of its maps, the same before a real kube-apiserver, and kube-proxy (nftables mode) beside
+    /// it; some minutes
     #[arg(long, conflicts_with_all = ["packets", "crr", "sockets", "plan"])]
     control_plane: bool,
     /// A pod's first packets, and nothing else: from a veth's appearance until the programs are attached to it, by TCX and by
@@ -83,12 +84,15 @@ pub fn verb(args: Args) -> Result<()> {
         command.arg("--json").arg(json);
     }
     if args.control_plane {
-        // Without an API server that part is left out.
-        match Assets::find_or_build(Set::Api).directory(Set::Api) {
-            Ok(directory) => {
-                command.env(assets::VARIABLE, directory);
+        // What can't be had is left out.
+        for (set, what) in [(Set::Bench, "kube-proxy"), (Set::Api, "the real kube-apiserver")] {
+            match Assets::find_or_build(set).directory(set) {
+                Ok(directory) => {
+                    command.env(assets::VARIABLE, directory);
+                    break;
+                }
+                Err(error) => say::progress("Leaving", &format!("out {what}: {error:#}")),
             }
-            Err(error) => say::progress("Leaving", &format!("out the real kube-apiserver: {error:#}")),
         }
     }
     process::become_it(machine::as_root(command)?)

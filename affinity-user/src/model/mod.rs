@@ -33,7 +33,7 @@ pub use self::{
     pod::Pod,
     problem::{Fault, Problem, Rejection},
     service::{AffinityScope, Service, ServicePort, SessionAffinity, TrafficPolicy},
-    shared_text::shared,
+    shared_text::{Text, shared},
     slice::{Endpoint, EndpointSlice, TargetPort},
     store::{Checked, Object},
     trigger::Trigger,
@@ -46,7 +46,7 @@ use self::{
 /// All services and their endpoints, and what there is to know of this node.
 #[derive(Default)]
 pub struct Model {
-    node_name: Arc<str>,
+    node_name: Text,
     services: Store<Service>,
     slices: Store<EndpointSlice>,
     nodes: Store<Node>,
@@ -109,7 +109,7 @@ impl<'a> ServiceView<'a> {
 
 impl Model {
     /// The model of the node of this name; a default one is of a node that has none.
-    pub fn new(node_name: impl Into<Arc<str>>) -> Self {
+    pub fn new(node_name: impl Into<Text>) -> Self {
         Self { node_name: node_name.into(), ..Self::default() }
     }
 

@@ -1,16 +1,18 @@
 //! What objects and service ports are called.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf};
 
 use affinity_common::types::Proto;
+
+use super::Text;
 
 /// The name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// The namespace; empty for an object that is in none.
-    pub namespace: Arc<str>,
+    pub namespace: Text,
     /// The name in it.
-    pub name: Arc<str>,
+    pub name: Text,
 }
 
 /// The name of a Service.
@@ -24,7 +26,7 @@ pub type PodName = ObjectName;
 
 impl ObjectName {
     /// The name of an object.
-    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+    pub fn new(namespace: impl Into<Text>, name: impl Into<Text>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
@@ -47,7 +49,7 @@ pub struct ServicePortName {
     /// The service.
     pub service: ServiceName,
     /// The port's name; empty where it has none.
-    pub port: Arc<str>,
+    pub port: Text,
     /// The port's protocol.
     pub proto: Proto,
 }

@@ -1,8 +1,6 @@
 //! A node, as far as it says where this proxy is.
 
-use std::sync::Arc;
-
-use super::{Kind, ObjectName, store::Object};
+use super::{Kind, ObjectName, Text, store::Object};
 
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,7 +8,7 @@ pub struct Node {
     /// Its name, in no namespace.
     pub name: ObjectName,
     /// Its label `topology.kubernetes.io/zone`.
-    pub zone: Option<Arc<str>>,
+    pub zone: Option<Text>,
 }
 
 impl Object for Node {

@@ -1,6 +1,6 @@
 //! Where this proxy is, and which endpoints are meant for there.
 
-use std::sync::Arc;
+use super::Text;
 
 /// Where this proxy is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,9 +15,9 @@ pub struct Place<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hints {
     /// `forNodes`.
-    pub nodes: Vec<Arc<str>>,
+    pub nodes: Vec<Text>,
     /// `forZones`.
-    pub zones: Vec<Arc<str>>,
+    pub zones: Vec<Text>,
 }
 
 impl Hints {

@@ -1,8 +1,8 @@
 //! A pod, as far as it is a client.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
-use super::{Kind, ObjectName, PodName, store::Object};
+use super::{Kind, ObjectName, PodName, Text, store::Object};
 
 /// A pod that has a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,9 +10,9 @@ pub struct Pod {
     /// Its name.
     pub name: PodName,
     /// `metadata.uid`: another one for another pod of the same name. Empty where none is given.
-    pub uid: Arc<str>,
+    pub uid: Text,
     /// Its node.
-    pub node: Arc<str>,
+    pub node: Text,
     /// `status.podIPs`: one a family. Those of its node where it is in the node's network namespace.
     pub addresses: Vec<IpAddr>,
     /// Whether it is in the node's network namespace.

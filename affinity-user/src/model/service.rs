@@ -1,11 +1,11 @@
 //! A Service, as far as the datapath is concerned.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use affinity_common::types::{Port, Proto, Seconds};
 use jiff::Timestamp;
 
-use super::{Kind, ServiceName, ServicePortName, store::Object};
+use super::{Kind, ServiceName, ServicePortName, Text, store::Object};
 
 /// A service with an address of its own: headless ones and `ExternalName`s are not for a service proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub struct ServicePort {
     /// Where it stands in `spec.ports`, for errors that name it.
     pub index: usize,
     /// Its name; empty where it has none.
-    pub name: Arc<str>,
+    pub name: Text,
     /// Its protocol.
     pub proto: Proto,
     /// The port that clients use.

@@ -1,15 +1,18 @@
-//! Texts that many objects have in common, kept once: namespaces, nodes, the names of ports.
+//! Texts that several objects have in common, kept once: namespaces, services, nodes, the names of ports.
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
+
+/// A text that several may have, behind a pointer of one word: there are many.
+pub type Text = arcstr::ArcStr;
 
 /// How many texts there are at least before those that nobody has any more are looked for.
 const LOOK: usize = 4096;
 
 struct Texts {
-    known: HashSet<Arc<str>>,
+    known: HashSet<Text>,
     /// How many there are when those that nobody has any more are looked for.
     look_at: usize,
 }
@@ -17,17 +20,17 @@ struct Texts {
 static TEXTS: Mutex<Option<Texts>> = Mutex::new(None);
 
 /// The text, shared with whoever else has it.
-pub fn shared(text: &str) -> Arc<str> {
+pub fn shared(text: &str) -> Text {
     let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
     let texts = texts.get_or_insert_with(|| Texts { known: HashSet::new(), look_at: LOOK });
     if let Some(known) = texts.known.get(text) {
         return known.clone();
     }
     if texts.known.len() >= texts.look_at {
-        texts.known.retain(|text| Arc::strong_count(text) > 1);
+        texts.known.retain(|text| Text::strong_count(text).is_none_or(|count| count > 1));
         texts.look_at = LOOK.max(texts.known.len() * 2);
     }
-    let new: Arc<str> = text.into();
+    let new: Text = text.into();
     texts.known.insert(new.clone());
     new
 }
@@ -38,7 +41,7 @@ mod tests {
 
     #[test]
     fn the_same_text_is_kept_once() {
-        assert!(Arc::ptr_eq(&shared("node-a"), &shared("node-a")));
+        assert!(Text::ptr_eq(&shared("node-a"), &shared("node-a")));
         assert_eq!(&*shared("node-b"), "node-b");
     }
 
@@ -51,6 +54,6 @@ mod tests {
         let texts = TEXTS.lock().unwrap();
         assert!(texts.as_ref().unwrap().known.len() <= LOOK + 1);
         drop(texts);
-        assert!(Arc::ptr_eq(&kept, &shared("kept")));
+        assert!(Text::ptr_eq(&kept, &shared("kept")));
     }
 }

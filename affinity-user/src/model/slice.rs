@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use affinity_common::types::{Port, Proto};
 
-use super::{Hints, Kind, ServiceName, SliceName, store::Object};
+use super::{Hints, Kind, ServiceName, SliceName, Text, store::Object};
 
 /// A slice of a service's endpoints, all of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetPort {
     /// The service port's name; empty where it has none.
-    pub name: Arc<str>,
+    pub name: Text,
     /// Its protocol.
     pub proto: Proto,
     /// The port on the pod.
@@ -42,11 +42,11 @@ pub struct Endpoint {
     /// Is about to go.
     pub terminating: bool,
     /// The node that it is on, where that is known.
-    pub node_name: Option<Arc<str>>,
+    pub node_name: Option<Text>,
     /// Where it is meant to be used, if anything is said of that; endpoints of a slice share what is the same.
     pub hints: Option<Arc<Hints>>,
     /// The name of the pod, where there is one.
-    pub target: Option<Arc<str>>,
+    pub target: Option<Text>,
 }
 
 impl EndpointSlice {

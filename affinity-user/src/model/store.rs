@@ -54,7 +54,6 @@ struct Entry<T> {
     object: Option<Arc<T>>,
     /// Whether `object` is what could be saved of a version that should not replace a good one.
     makeshift: bool,
-    problems: Vec<Problem>,
     /// The relist that has seen it last.
     seen: u64,
 }
@@ -81,15 +80,15 @@ pub(super) struct Store<T> {
     /// While a relist runs, what it found changed. What it found as it was is only marked as seen, so that a relist
     /// needs no memory for it.
     relist: Option<BTreeMap<ObjectName, Checked<T>>>,
-    /// Those that have problems: few among many.
-    faulty: BTreeSet<ObjectName>,
+    /// The problems of those that have some: few among many.
+    faulty: BTreeMap<ObjectName, Vec<Problem>>,
     relists: u64,
     synced: bool,
 }
 
 impl<T> Default for Store<T> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), relist: None, faulty: BTreeSet::new(), relists: 0, synced: false }
+        Self { entries: BTreeMap::new(), relist: None, faulty: BTreeMap::new(), relists: 0, synced: false }
     }
 }
 
@@ -108,7 +107,7 @@ impl<T: Object> Store<T> {
             if !entry.makeshift
                 && version.replaces
                 && entry.object == version.object
-                && entry.problems == version.problems
+                && problems_of(&self.faulty, &version.name) == version.problems
             {
                 found.remove(&version.name);
                 return None;
@@ -124,8 +123,7 @@ impl<T: Object> Store<T> {
             found.remove(name);
         }
         let entry = self.entries.remove(name)?;
-        self.faulty.remove(name);
-        let problems = (!entry.problems.is_empty()).then(Vec::new);
+        let problems = self.faulty.remove(name).map(|_| Vec::new());
         let gone = Transition { name: name.clone(), old: entry.object, new: None, problems, trigger: Trigger::Unknown };
         gone.happened().then_some(gone)
     }
@@ -153,7 +151,6 @@ impl<T: Object> Store<T> {
         let entry = self.entries.entry(name.clone()).or_insert_with(|| Entry {
             object: None,
             makeshift: true,
-            problems: Vec::new(),
             seen: 0,
         });
         entry.seen = self.relists;
@@ -162,12 +159,11 @@ impl<T: Object> Store<T> {
             entry.object = object;
             entry.makeshift = !replaces;
         }
-        let changed = entry.problems != problems;
-        entry.problems.clone_from(&problems);
+        let changed = problems_of(&self.faulty, &name) != problems;
         if problems.is_empty() {
             self.faulty.remove(&name);
         } else {
-            self.faulty.insert(name.clone());
+            self.faulty.insert(name.clone(), problems.clone());
         }
         let done = Transition { name, old, new: entry.object.clone(), problems: changed.then_some(problems), trigger };
         done.happened().then_some(done)
@@ -196,7 +192,10 @@ impl<T: Object> Store<T> {
     }
 
     pub fn problems(&self) -> impl Iterator<Item = (&ObjectName, &Problem)> {
-        let faulty = self.faulty.iter().filter_map(|name| Some((name, self.entries.get(name)?)));
-        faulty.flat_map(|(name, entry)| entry.problems.iter().map(move |problem| (name, problem)))
+        self.faulty.iter().flat_map(|(name, problems)| problems.iter().map(move |problem| (name, problem)))
     }
+}
+
+fn problems_of<'a>(faulty: &'a BTreeMap<ObjectName, Vec<Problem>>, name: &ObjectName) -> &'a [Problem] {
+    faulty.get(name).map(Vec::as_slice).unwrap_or_default()
 }

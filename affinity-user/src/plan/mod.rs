@@ -9,7 +9,7 @@ pub mod maglev;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use affinity_common::{
     abi::frontends::{CLUSTER, LOCAL},
@@ -18,7 +18,7 @@ use affinity_common::{
 };
 
 use crate::model::{
-    AffinityScope, FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, TrafficPolicy,
+    AffinityScope, FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, Text, TrafficPolicy,
 };
 
 /// What the datapath ought to hold for a service.
@@ -102,7 +102,7 @@ pub struct BackendPlan<F: Family> {
     /// Takes new sessions and keeps those it has; if not, it keeps its established flows only.
     pub eligible: bool,
     /// The pod's name, where there is a pod.
-    pub target: Option<Arc<str>>,
+    pub target: Option<Text>,
 }
 
 /// A family that plans are made for: the way from a family's type to its part of a plan.

@@ -1,6 +1,6 @@
 //! What the maps hold, read from them: on start to take it over, later to compare it with what was written.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet};
 
 use affinity_common::{
     abi::{
@@ -9,6 +9,7 @@ use affinity_common::{
     },
     types::{BackendId, ServiceId},
 };
+use litemap::Entry;
 
 use super::{
     audit::Differences,
@@ -46,7 +47,7 @@ impl<F: PlanFamily> Side<F> {
         }
         let mut pointed_at: BTreeSet<(ServiceId, Run)> = BTreeSet::new();
         for (key, value) in &frontends {
-            self.services.entry(value.service).or_default().frontends.insert(*key);
+            self.services.entry(value.service).or_default().frontends.insert(*key, ());
             pointed_at.insert((value.service, Run { first: value.first_slot, count: value.slot_count }));
         }
         self.frontends = frontends;
@@ -120,7 +121,7 @@ impl<F: PlanFamily> Side<F> {
         self.backends = found.len();
         for holding in self.services.values_mut() {
             holding.strays.clear();
-            for held in holding.backends.values_mut() {
+            for (_, held) in &mut holding.backends {
                 held.row = None;
             }
         }

@@ -12,6 +12,8 @@ use affinity_common::{
     types::{BackendId, Port, ServiceId},
 };
 
+use litemap::LiteMap;
+
 use super::{Fill, ReconcileError, addresses::Addresses, digest::Digest, runs::Run, shared::Shared, sweep::Sweeper};
 use crate::{
     model::{FrontendAddress, ServicePortName},
@@ -34,12 +36,12 @@ pub(super) struct Side<F: Family> {
     pub sweeper: Sweeper<F>,
 }
 
-/// What the maps hold of a service port.
+/// What the maps hold of a service port. There is one for each, and most hold little: sorted rows instead of trees.
 pub(super) struct Holding<F: Family> {
     /// Its frontends.
-    pub frontends: BTreeSet<FrontendKey<F>>,
+    pub frontends: LiteMap<FrontendKey<F>, ()>,
     /// Its backends.
-    pub backends: BTreeMap<(F::Addr, Port), Held<F>>,
+    pub backends: LiteMap<(F::Addr, Port), Held<F>>,
     /// Backends that are distrusted: a second id for an address and port.
     pub strays: BTreeSet<BackendId>,
     /// Its runs of slots: one, but for a switch that did not succeed for all frontends.
@@ -74,11 +76,17 @@ impl SlotRun {
 
 impl<F: Family> Default for Holding<F> {
     fn default() -> Self {
-        Self { frontends: BTreeSet::new(), backends: BTreeMap::new(), strays: BTreeSet::new(), runs: Vec::new() }
+        Self { frontends: LiteMap::new(), backends: LiteMap::new(), strays: BTreeSet::new(), runs: Vec::new() }
     }
 }
 
 impl<F: Family> Holding<F> {
+    /// Gives back the room that nothing is in.
+    pub fn pack(&mut self) {
+        self.frontends = std::mem::take(&mut self.frontends).into_iter().collect();
+        self.backends = std::mem::take(&mut self.backends).into_iter().collect();
+    }
+
     pub fn is_empty(&self) -> bool {
         self.frontends.is_empty() && self.backends.is_empty() && self.strays.is_empty() && self.runs.is_empty()
     }
@@ -167,6 +175,7 @@ impl<F: PlanFamily> Side<F> {
     pub fn pack(&mut self) {
         super::pack(&mut self.frontends);
         super::pack(&mut self.services);
+        self.services.values_mut().for_each(Holding::pack);
         self.addresses.pack();
     }
 
@@ -202,7 +211,7 @@ impl<F: PlanFamily> Side<F> {
     /// Whether a service port has affinity, by what its frontends say.
     pub fn has_affinity(&self, id: ServiceId) -> bool {
         self.services.get(&id).is_some_and(|holding| {
-            holding.frontends.iter().any(|key| self.frontends.get(key).is_some_and(Frontend::has_affinity))
+            holding.frontends.keys().any(|key| self.frontends.get(key).is_some_and(Frontend::has_affinity))
         })
     }
 
@@ -281,7 +290,7 @@ impl<F: PlanFamily> Side<F> {
         let Some(holding) = self.services.get(&work.job.id) else { return takes_another_ones };
         let planned: HashMap<_, _> = work.backends().iter().map(|b| ((b.addr, b.port), b.eligible)).collect();
         takes_another_ones
-            || holding.frontends.iter().any(|key| !work.wanted.contains(key))
+            || holding.frontends.keys().any(|key| !work.wanted.contains(key))
             || holding.backends.iter().any(|(at, held)| match (held.row, planned.get(at)) {
                 (None, _) => false,
                 (Some(_), None) => true,

@@ -42,7 +42,8 @@ impl<F: PlanFamily> Side<F> {
         let is_claimed = |key: &FrontendKey<F>| claims.get(key).is_some_and(|name| Some(name) != work.job.name);
         let gone: Vec<_> = holding
             .frontends
-            .difference(&work.wanted)
+            .keys()
+            .filter(|key| !work.wanted.contains(key))
             .filter(|key| also_claimed || !is_claimed(key))
             .copied()
             .collect();
@@ -78,6 +79,7 @@ impl<F: PlanFamily> Side<F> {
         let unknown: BTreeSet<_> =
             work.backends().iter().map(|b| (b.addr, b.port)).filter(|at| !holding.backends.contains_key(at)).collect();
         let ids = shared.ids.backends(&mut shared.tables.ids, &mut shared.counts, unknown.len())?;
+        holding.backends.reserve(unknown.len());
         for (at, id) in unknown.into_iter().zip(ids) {
             holding.backends.insert(at, Held { id: BackendId { id }, row: None });
         }
@@ -224,7 +226,7 @@ impl<F: PlanFamily> Side<F> {
                     self.sweeper.look_through(shared.now());
                 }
             }
-            self.services.entry(service).or_default().frontends.insert(*key);
+            self.services.entry(service).or_default().frontends.insert(*key, ());
         }
         result
     }
@@ -263,7 +265,7 @@ impl<F: PlanFamily> Side<F> {
         let Some(holding) = self.services.get_mut(&service) else { return Ok(()) };
         let pointed_at: BTreeSet<_> = holding
             .frontends
-            .iter()
+            .keys()
             .filter_map(|key| self.frontends.get(key))
             .map(|value| Run { first: value.first_slot, count: value.slot_count })
             .collect();
@@ -275,7 +277,7 @@ impl<F: PlanFamily> Side<F> {
             .collect();
         let planned: BTreeMap<_, _> = work.backends().iter().map(|b| ((b.addr, b.port), row_of(b))).collect();
 
-        let mut removed: Vec<(F::Addr, Port)> = Vec::new();
+        let mut removed = BTreeSet::new();
         for (at, held) in &mut holding.backends {
             if in_use.contains(&held.id) && planned.get(at).is_none_or(|row| !row.is_eligible()) {
                 continue;
@@ -289,7 +291,7 @@ impl<F: PlanFamily> Side<F> {
                         self.backends -= 1;
                     }
                     shared.forget_backend(key)?;
-                    removed.push(*at);
+                    removed.insert(*at);
                 }
                 (Some(planned), Some(row)) if row != *planned && !planned.is_eligible() => {
                     shared.counts.put(&mut self.tables.backends, &key, planned)?;
@@ -298,8 +300,8 @@ impl<F: PlanFamily> Side<F> {
                 (Some(_), _) => {}
             }
         }
-        for at in removed {
-            holding.backends.remove(&at);
+        if !removed.is_empty() {
+            holding.backends.retain(|at, _| !removed.contains(at));
         }
         while synced && let Some(&backend) = holding.strays.first() {
             let key = BackendKey { service, backend };

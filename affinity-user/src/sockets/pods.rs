@@ -8,15 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::discovery::{self, Namespace};
+use crate::model::Text;
 
 /// What a pod of this node is known by, and what it wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodSetting {
     /// Its uid.
-    pub uid: Arc<str>,
+    pub uid: Text,
     /// Its addresses, as far as it has any.
     pub addresses: Vec<IpAddr>,
     /// Whether its sockets are served where they are.

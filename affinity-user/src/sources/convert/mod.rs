@@ -44,6 +44,8 @@ pub fn name(kind: Kind, metadata: &ObjectMeta) -> Result<ObjectName, Problem> {
         ""
     };
     check_name("metadata.name", name, NAME_MAX)?;
+    // Slices name their services.
+    let name = if kind == Kind::Service { shared(name) } else { name.into() };
     Ok(ObjectName::new(shared(namespace), name))
 }
 

@@ -7,7 +7,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
 use crate::model::{
-    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, Trigger, shared,
+    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, Text, Trigger, shared,
 };
 
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -41,7 +41,7 @@ pub fn endpoint_slice(name: &ObjectName, object: &discovery::EndpointSlice) -> O
     };
     let slice = EndpointSlice {
         name: name.clone(),
-        service: ServiceName { namespace: name.namespace.clone(), name: service.as_str().into() },
+        service: ServiceName { namespace: name.namespace.clone(), name: shared(service) },
         ports: target_ports(object, &mut faults),
         endpoints: endpoints(object, address_type, &mut faults),
     };
@@ -113,7 +113,7 @@ pub(super) fn endpoints(
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
             node_name: given.node_name.as_deref().map(shared),
             hints,
-            target: given.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Arc::from),
+            target: given.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Text::from),
         });
     }
     endpoints

@@ -178,7 +178,7 @@ fn nodes() {
         ("null", None),
     ] {
         let yaml = format!("{{apiVersion: v1, kind: Node, metadata: {{name: node-1.example, labels: {labels}}}}}");
-        let node = Node { name: ObjectName::new("", "node-1.example"), zone: zone.map(Arc::from) };
+        let node = Node { name: ObjectName::new("", "node-1.example"), zone: zone.map(Into::into) };
         assert_eq!(version(&yaml), Some(Version::Node(Checked::good(node))));
     }
 }

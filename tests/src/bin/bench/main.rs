@@ -88,11 +88,12 @@ fn main() -> Result<()> {
     let args = Args::parse();
     if args.control_plane {
         let effort = if args.quick { control_plane::Effort::QUICK } else { control_plane::Effort::WHOLE };
-        return alone(&args, |bar| control_plane::measure(&effort, bar), control_plane::Report::print);
+        let markdown = control_plane::Report::markdown;
+        return alone(&args, |bar| control_plane::measure(&effort, bar), control_plane::Report::print, Some(markdown));
     }
     if args.attach {
         let interfaces = if args.quick { 5 } else { 200 };
-        return alone(&args, |bar| attach::measure(interfaces, bar), attach::Report::print);
+        return alone(&args, |bar| attach::measure(interfaces, bar), attach::Report::print, None);
     }
     let plan = Plan::new(args.rounds, args.quick);
     let all = !(args.packets || args.crr || args.sockets);
@@ -133,16 +134,26 @@ fn alone<R: Serialize>(
     args: &Args,
     measure: impl FnOnce(&ProgressBar) -> Result<R>,
     print: impl FnOnce(&R),
+    markdown: Option<fn(&R) -> String>,
 ) -> Result<()> {
     require_root();
     let bar = progress()?;
     let report = measure(&bar)?;
     bar.finish_and_clear();
+    let setup = Setup::new(1)?;
     let json = serde_json::to_string_pretty(&report)?;
-    if args.output == Output::Json {
-        println!("{json}");
-    } else {
-        print(&report);
+    match (args.output, markdown) {
+        (Output::Json, _) => println!("{json}"),
+        (Output::Readme, Some(markdown)) => {
+            print!("{}, Linux {}
+
+{}", setup.processor, setup.kernel, markdown(&report));
+        }
+        (Output::Readme | Output::Table, _) => {
+            println!("{}, Linux {}
+", setup.processor, setup.kernel);
+            print(&report);
+        }
     }
     if let Some(file) = &args.json {
         std::fs::write(file, json + "\n").with_context(|| file.display().to_string())?;

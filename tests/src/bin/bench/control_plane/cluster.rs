@@ -67,10 +67,18 @@ impl Cluster {
         )
     }
 
+    /// The address of a service's pod in a version of its slice.
+    pub fn pod(service: u32, pod: u32, version: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(PODS) + service * PODS_A_SERVICE + Self::number(pod, version))
+    }
+
+    /// The first one is another in each version: two in turn.
+    fn number(pod: u32, version: u32) -> u32 {
+        if pod == 0 && version > 0 { 6 + version % 2 } else { pod }
+    }
+
     fn endpoint(service: u32, pod: u32, version: u32) -> String {
-        // The first one has another address in each version: two in turn.
-        let at = if pod == 0 && version > 0 { 6 + version % 2 } else { pod };
-        let address = Ipv4Addr::from(u32::from(PODS) + service * PODS_A_SERVICE + at);
+        let (at, address) = (Self::number(pod, version), Self::pod(service, pod, version));
         let name = Self::name(service);
         format!(
             r#"{{"addresses":["{address}"],"conditions":{{"ready":true,"serving":true,"terminating":false}},"targetRef":{{"kind":"Pod","namespace":"default","name":"{name}-5d9f7c6b8{at}-abcd{at}","uid":"8d4f9c5e-0000-4000-8000-{service:012}"}},"nodeName":"node-{:04}","zone":"zone-a"}}"#,

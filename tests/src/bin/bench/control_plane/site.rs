@@ -14,6 +14,7 @@ use affinity_user::tables::{Tables, bpf};
 use anyhow::{Context as _, Result, bail};
 
 use super::cluster::Cluster;
+use super::process;
 
 /// How often a map is looked at; a sleep takes some 60 µs longer than was asked for.
 const LOOK: Duration = Duration::from_micros(10);
@@ -46,26 +47,35 @@ impl<'a> Site<'a> {
         Ok(Self { daemon, lab, started, tables: None })
     }
 
+    /// Waits until it takes events: its programs and maps are loaded. Returns how long after the start that was.
+    pub fn wait_loaded(&mut self) -> Result<Duration> {
+        Ok(self.wait_status(|_| true)? - self.started)
+    }
+
     /// Waits until the maps hold everything; returns when that was, and how long after the start.
     pub fn wait_synced(&mut self) -> Result<(Instant, Duration)> {
-        let process = self.daemon.process().context("no daemon")?;
-        let pid = process.pid();
-        let synced = self.lab.node.place().enter(|| {
+        let synced = self.wait_status(|status| status.synced)?;
+        self.tables = Some(self.lab.node.place().enter(|| Ok(bpf::open_pinned(Path::new(PIN_DIR))?))?);
+        Ok((synced, synced - self.started))
+    }
+
+    /// Waits for a status; returns when it was seen.
+    fn wait_status(&mut self, is_it: impl Fn(&StatusFile) -> bool + Send + Sync) -> Result<Instant> {
+        let pid = self.pid()?;
+        let seen = self.lab.node.place().enter(|| {
             let deadline = Instant::now() + PATIENCE;
             loop {
                 let status = StatusFile::read(Path::new(STATE_DIR)).ok().flatten();
-                if status.is_some_and(|status| status.pid == pid && status.synced) {
+                if status.is_some_and(|status| status.pid == pid && is_it(&status)) {
                     return Ok(Instant::now());
                 }
                 if Instant::now() > deadline || !fs::exists(format!("/proc/{pid}/fd"))? {
-                    bail!("the daemon has not synced");
+                    bail!("the daemon has not got as far as it should");
                 }
                 thread::sleep(Duration::from_millis(2));
             }
         });
-        let synced = synced.with_context(|| tail(&self.daemon))?;
-        self.tables = Some(self.lab.node.place().enter(|| Ok(bpf::open_pinned(Path::new(PIN_DIR))?))?);
-        Ok((synced, synced - self.started))
+        seen.with_context(|| tail(&self.daemon))
     }
 
     /// What the maps say of a service.
@@ -94,23 +104,13 @@ impl<'a> Site<'a> {
     /// Its memory and that of its maps.
     pub fn memory(&mut self) -> Result<Memory> {
         let pid = self.pid()?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let of = |name: &str| -> Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let text = line.and_then(|line| line.split_whitespace().next()).context("/proc/PID/status")?;
-            Ok(text.parse::<u64>()? * 1024)
-        };
+        let of = |name| process::memory(pid, name);
         Ok(Memory { resident: of("VmRSS:")?, peak: of("VmHWM:")?, maps: map_memory(pid)? })
     }
 
     /// How much time of a CPU it has used so far.
     pub fn cpu_time(&mut self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
-        let fields: Vec<&str> = stat.rsplit_once(')').context("/proc/PID/stat")?.1.split_whitespace().collect();
-        let ticks =
-            |index: usize| fields.get(index).context("/proc/PID/stat").and_then(|text| Ok(text.parse::<u64>()?));
-        // User and system time, in hundredths of a second (USER_HZ).
-        Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 10))
+        process::cpu_time(self.pid()?)
     }
 
     fn pid(&mut self) -> Result<u32> {
