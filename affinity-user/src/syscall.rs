@@ -1,5 +1,5 @@
 //! What `bpf(2)` can do and aya has no way for: links of cgroups, a program run from any thread, many entries of a map by
-//! one call. And what else has no safe way.
+//! one call.
 
 use std::ffi::CString;
 use std::io;
@@ -9,15 +9,6 @@ use std::path::Path;
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
 use bytemuck::Pod;
-
-/// Gives memory that was freed back to the system, where the C library keeps it.
-pub fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no argument that could be wrong; it is safe to be called at any time and by any thread.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
 
 /// Attributes that are all zero, which is what the kernel takes for "not given".
 fn attributes() -> bpf_attr {

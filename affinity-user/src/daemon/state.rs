@@ -21,7 +21,6 @@ use crate::sockets::pods::PodSetting;
 use crate::sources::kubernetes::events::Report as EventReport;
 use crate::sources::{Health, Received, SourceEvent};
 use crate::status::{ClientsStatus, NodeStatus, PodStatus, ProblemStatus, SourceStatus, StatusError, StatusFile};
-use crate::syscall;
 
 /// What goes on beside the daemon's task.
 pub(super) struct Threads {
@@ -232,8 +231,6 @@ impl State {
             }
             self.tell(&report);
             self.touch();
-            // A list leaves a lot behind.
-            syscall::give_memory_back();
         } else {
             let report = self.reconciler.reconcile(changes);
             self.tell(&report);

@@ -33,7 +33,7 @@ pub use self::{
     pod::Pod,
     problem::{Fault, Problem, Rejection},
     service::{AffinityScope, Service, ServicePort, SessionAffinity, TrafficPolicy},
-    shared_text::{Text, shared},
+    shared_text::{Text, TextPart, shared},
     slice::{Endpoint, EndpointSlice, TargetPort},
     store::{Checked, Object},
     trigger::Trigger,

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use affinity_common::types::{Port, Proto};
 
-use super::{Hints, Kind, ServiceName, SliceName, Text, store::Object};
+use super::{Hints, Kind, ServiceName, SliceName, Text, TextPart, store::Object};
 
 /// A slice of a service's endpoints, all of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +45,8 @@ pub struct Endpoint {
     pub node_name: Option<Text>,
     /// Where it is meant to be used, if anything is said of that; endpoints of a slice share what is the same.
     pub hints: Option<Arc<Hints>>,
-    /// The name of the pod, where there is one.
-    pub target: Option<Text>,
+    /// The name of the pod, where there is one; those of a slice are parts of one text.
+    pub target: Option<TextPart>,
 }
 
 impl EndpointSlice {

@@ -5,6 +5,7 @@
 //! addresses alone.
 
 mod endpoints;
+mod kept;
 pub mod maglev;
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,9 @@ use affinity_common::{
     types::{Port, Proto, Seconds},
 };
 
+pub use self::kept::Kept;
 use crate::model::{
-    AffinityScope, FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, Text, TrafficPolicy,
+    AffinityScope, FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, TextPart, TrafficPolicy,
 };
 
 /// What the datapath ought to hold for a service.
@@ -102,7 +104,7 @@ pub struct BackendPlan<F: Family> {
     /// Takes new sessions and keeps those it has; if not, it keeps its established flows only.
     pub eligible: bool,
     /// The pod's name, where there is a pod.
-    pub target: Option<Text>,
+    pub target: Option<TextPart>,
 }
 
 /// A family that plans are made for: the way from a family's type to its part of a plan.
@@ -192,8 +194,6 @@ pub fn plan(view: &ServiceView<'_>) -> ServicePlan {
         .filter(|port| !port.v4.frontends.is_empty() || !port.v6.frontends.is_empty())
         .collect();
     ports.sort_by(|a, b| a.name.cmp(&b.name));
-    // Plans are kept, and most have one port.
-    ports.shrink_to_fit();
     ServicePlan { name: service.name.clone(), ports }
 }
 

@@ -44,7 +44,7 @@ pub use self::{
 };
 use crate::{
     model::{ServiceName, ServicePortName},
-    plan::{PortPlan, ServicePlan},
+    plan::{Kept, PortPlan, ServicePlan},
     tables::{BoxTable, TableError, Tables},
 };
 
@@ -118,7 +118,7 @@ pub struct Reconciler {
     shared: Shared,
     v4: Side<V4>,
     v6: Side<V6>,
-    plans: BTreeMap<ServiceName, Arc<ServicePlan>>,
+    plans: BTreeMap<ServiceName, Kept>,
     /// Services without a plan that stay as they were found: see [`Self::withhold`].
     withheld: BTreeSet<ServiceName>,
     problems: Problems,
@@ -299,6 +299,7 @@ impl Reconciler {
         };
         for change in changes {
             if let Some(old) = self.plans.remove(change.service()) {
+                let old = old.unpack(change.service());
                 touched(&old);
                 for port in &old.ports {
                     self.v4.release(port);
@@ -307,7 +308,7 @@ impl Reconciler {
             }
             if let Change::Apply(plan) = change {
                 touched(&plan);
-                self.plans.insert(plan.name.clone(), Arc::new(plan));
+                self.plans.insert(plan.name.clone(), Kept::pack(&plan));
             }
         }
         subjects
@@ -315,8 +316,8 @@ impl Reconciler {
 
     /// All that is planned, and what else the maps hold, if that is to go.
     fn everything(&self) -> BTreeSet<Subject> {
-        let planned = self.plans.values().flat_map(|plan| &plan.ports);
-        let mut subjects: BTreeSet<_> = planned.map(|port| Subject::ServicePort(port.name.clone())).collect();
+        let planned = self.plans.iter().flat_map(|(name, plan)| plan.unpack(name).ports);
+        let mut subjects: BTreeSet<_> = planned.map(|port| Subject::ServicePort(port.name)).collect();
         if self.synced {
             let mut known = BTreeSet::new();
             for (name, id) in self.shared.ids.services() {
@@ -373,8 +374,10 @@ impl Reconciler {
     fn attempt(&mut self, subjects: BTreeSet<Subject>) -> BTreeMap<Subject, Outcome> {
         let mut outcomes = BTreeMap::new();
         let mut tasks = Vec::new();
+        // The ports of a service come one after the other.
+        let mut last = None;
         for subject in subjects {
-            let outcome = match self.task(&subject) {
+            let outcome = match self.task(&subject, &mut last) {
                 Ok(Some(task)) => {
                     tasks.push(task);
                     continue;
@@ -405,7 +408,11 @@ impl Reconciler {
     }
 
     /// What is to be done about a subject; `None` if nothing: it is not planned, and the maps hold nothing of it.
-    fn task(&mut self, subject: &Subject) -> Result<Option<Task>, ReconcileError> {
+    fn task(
+        &mut self,
+        subject: &Subject,
+        last: &mut Option<Arc<ServicePlan>>,
+    ) -> Result<Option<Task>, ReconcileError> {
         let name = match subject {
             Subject::ServicePort(name) => name,
             Subject::Stray(id) => {
@@ -413,7 +420,10 @@ impl Reconciler {
             }
         };
         let has_frontends = |port: &PortPlan| !port.v4.frontends.is_empty() || !port.v6.frontends.is_empty();
-        let plan = self.plans.get(&name.service).and_then(|plan| {
+        if last.as_ref().is_none_or(|plan| plan.name != name.service) {
+            *last = self.plans.get(&name.service).map(|plan| Arc::new(plan.unpack(&name.service)));
+        }
+        let plan = last.as_ref().and_then(|plan| {
             let index = plan.ports.iter().position(|port| port.name == *name && has_frontends(port))?;
             Some((plan.clone(), index))
         });

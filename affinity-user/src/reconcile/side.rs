@@ -67,10 +67,9 @@ pub(super) struct SlotRun {
 
 impl SlotRun {
     pub fn new(run: Run, slots: &[BackendId]) -> Self {
-        let mut backends = slots.to_vec();
-        backends.sort_unstable();
-        backends.dedup();
-        Self { run, digest: Digest::of(slots), backends: backends.into() }
+        // A set first: a long row that is cut would leave a hole where little finds room.
+        let backends: BTreeSet<_> = slots.iter().copied().collect();
+        Self { run, digest: Digest::of(slots), backends: backends.into_iter().collect() }
     }
 }
 

@@ -7,7 +7,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
 use crate::model::{
-    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, Text, Trigger, shared,
+    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, Text, TextPart, Trigger, shared,
 };
 
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -77,9 +77,11 @@ pub(super) fn endpoints(
     faults: &mut Faults,
 ) -> Vec<Endpoint> {
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
+    let mut targets = targets(object).into_iter();
     // Neighbours often have the same.
     let mut last_hints: Option<Arc<Hints>> = None;
     for (i, given) in object.endpoints.iter().enumerate() {
+        let target = targets.next().flatten();
         let Some(text) = given.addresses.first() else {
             faults.left_out(format!("endpoints[{i}].addresses"), Fault::Missing);
             continue;
@@ -113,10 +115,23 @@ pub(super) fn endpoints(
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
             node_name: given.node_name.as_deref().map(shared),
             hints,
-            target: given.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Text::from),
+            target,
         });
     }
     endpoints
+}
+
+/// The names of the endpoints' pods.
+fn targets(object: &discovery::EndpointSlice) -> Vec<Option<TextPart>> {
+    let names = || object.endpoints.iter().map(|given| given.target_ref.as_ref()?.name.as_deref());
+    let all = Text::from(names().flatten().collect::<String>());
+    let mut end = 0;
+    let parts = names().map(|name| {
+        let start = end;
+        end += name?.len();
+        Some(all.substr(start..end))
+    });
+    parts.collect()
 }
 
 /// `None` if they say nothing.

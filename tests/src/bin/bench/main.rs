@@ -145,13 +145,10 @@ fn alone<R: Serialize>(
     match (args.output, markdown) {
         (Output::Json, _) => println!("{json}"),
         (Output::Readme, Some(markdown)) => {
-            print!("{}, Linux {}
-
-{}", setup.processor, setup.kernel, markdown(&report));
+            print!("{}, Linux {}\n\n{}", setup.processor, setup.kernel, markdown(&report));
         }
         (Output::Readme | Output::Table, _) => {
-            println!("{}, Linux {}
-", setup.processor, setup.kernel);
+            println!("{}, Linux {}\n", setup.processor, setup.kernel);
             print(&report);
         }
     }
