@@ -4,6 +4,7 @@
 //! address that several want, and says which services a change touches, so that only those are planned again.
 
 mod claims;
+mod endpoints;
 mod names;
 mod node;
 mod place;
@@ -27,6 +28,7 @@ use jiff::Timestamp;
 
 pub use self::{
     claims::FrontendAddress,
+    endpoints::Endpoints,
     names::{Kind, ObjectName, PodName, ServiceName, ServicePortName, SliceName, Subject},
     node::Node,
     place::{Hints, Place},

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use affinity_common::types::{Port, Proto};
 
-use super::{Hints, Kind, ServiceName, SliceName, Text, TextPart, store::Object};
+use super::{Endpoints, Hints, Kind, ServiceName, SliceName, Text, TextPart, store::Object};
 
 /// A slice of a service's endpoints, all of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct EndpointSlice {
     /// The target ports of all its endpoints.
     pub ports: Vec<TargetPort>,
     /// The endpoints.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Endpoints,
 }
 
 /// Where the endpoints of a slice serve the service port of this name and protocol.
@@ -45,14 +45,14 @@ pub struct Endpoint {
     pub node_name: Option<Text>,
     /// Where it is meant to be used, if anything is said of that; endpoints of a slice share what is the same.
     pub hints: Option<Arc<Hints>>,
-    /// The name of the pod, where there is one; those of a slice are parts of one text.
+    /// The name of the pod, where there is one; parts of one text, where it is of a slice.
     pub target: Option<TextPart>,
 }
 
 impl EndpointSlice {
     /// Whether the node's zone may matter to its endpoints.
     pub fn has_zone_hints(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty()))
+        self.endpoints.have_zone_hints()
     }
 }
 

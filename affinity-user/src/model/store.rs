@@ -148,11 +148,8 @@ impl<T: Object> Store<T> {
 
     fn commit(&mut self, version: Checked<T>) -> Option<Transition<T>> {
         let Checked { name, object, replaces, problems, trigger } = version;
-        let entry = self.entries.entry(name.clone()).or_insert_with(|| Entry {
-            object: None,
-            makeshift: true,
-            seen: 0,
-        });
+        let entry =
+            self.entries.entry(name.clone()).or_insert_with(|| Entry { object: None, makeshift: true, seen: 0 });
         entry.seen = self.relists;
         let old = entry.object.clone();
         if replaces || entry.makeshift && object.is_some() {

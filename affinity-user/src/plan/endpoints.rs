@@ -96,11 +96,12 @@ pub(super) fn backends<'a, F: Family>(
     scope: Scope,
     place: Place<'_>,
 ) -> (Vec<BackendPlan<F>>, bool) {
+    let slices: Vec<(_, Vec<_>)> = slices.map(|slice| (slice, slice.endpoints.iter().collect())).collect();
     let mut found: BTreeMap<(F::Addr, Port), (Fitness, &Endpoint)> = BTreeMap::new();
     let rank = |(fitness, endpoint): &(Fitness, &Endpoint)| (*fitness, is_local(endpoint, place));
-    for slice in slices {
+    for (slice, endpoints) in &slices {
         for target in slice.ports.iter().filter(|port| *port.name == *port_name && port.proto == proto) {
-            for endpoint in &slice.endpoints {
+            for endpoint in endpoints {
                 let Some(addr) = F::from_ip(endpoint.address) else { continue };
                 let candidate = (Fitness::of(endpoint), endpoint);
                 match found.entry((addr, target.port)) {
@@ -115,8 +116,8 @@ pub(super) fn backends<'a, F: Family>(
             }
         }
     }
-    let is_ready = |(fitness, endpoint): &(Fitness, &'a Endpoint)| (*fitness == Fitness::Ready).then_some(*endpoint);
-    let topology = Topology::of(scope, place, found.values().filter_map(is_ready));
+    let ready = found.values().filter(|(fitness, _)| *fitness == Fitness::Ready).map(|(_, endpoint)| *endpoint);
+    let topology = Topology::of(scope, place, ready);
     let admitted = found.values().filter(|(_, endpoint)| topology.admits(endpoint, place));
     // The least that is fit at all: Ready wherever one is ready.
     let needed = admitted.map(|(fitness, _)| *fitness).max().unwrap_or(Fitness::Unfit).max(Fitness::LastResort);

@@ -162,8 +162,10 @@ mod tests {
         let frontends = prop::collection::vec(frontend, 0..3);
         let backends = prop::collection::vec(backend, 0..6);
         (frontends, backends, any::<bool>()).prop_map(|(frontends, backends, others)| {
-            let frontends = frontends.into_iter().map(|(addr, port, number)| {
-                FrontendPlan { addr, port: Port::new(port), proto: Proto { number } }
+            let frontends = frontends.into_iter().map(|(addr, port, number)| FrontendPlan {
+                addr,
+                port: Port::new(port),
+                proto: Proto { number },
             });
             let backends = backends.into_iter().map(|(addr, port, eligible, target)| BackendPlan {
                 addr,

@@ -81,10 +81,15 @@ impl<F: PlanFamily> Side<F> {
     fn written_backends(&self, found: &BTreeMap<BackendKey, Backend<F>>) -> BTreeMap<BackendKey, Backend<F>> {
         let mut written = BTreeMap::new();
         for (&service, holding) in &self.services {
-            for held in holding.backends.values() {
-                written.extend(held.row.map(|row| (BackendKey { service, backend: held.id }, row)));
+            let mut known: Vec<_> = holding.strays.iter().copied().collect();
+            for (at, held) in &holding.backends {
+                if held.is_wrong() {
+                    known.push(held.id);
+                } else {
+                    written.extend(held.row(*at).map(|row| (BackendKey { service, backend: held.id }, row)));
+                }
             }
-            for &backend in &holding.strays {
+            for backend in known {
                 let key = BackendKey { service, backend };
                 written.extend(found.get(&key).map(|row| (key, *row)));
             }
@@ -122,7 +127,7 @@ impl<F: PlanFamily> Side<F> {
         for holding in self.services.values_mut() {
             holding.strays.clear();
             for (_, held) in &mut holding.backends {
-                held.row = None;
+                held.note_gone();
             }
         }
         let mut by_service: BTreeMap<ServiceId, Vec<(BackendId, Backend<F>)>> = BTreeMap::new();
@@ -141,13 +146,15 @@ impl<F: PlanFamily> Holding<F> {
         let in_slots: BTreeSet<_> = self.runs.iter().flat_map(|there| there.backends.iter().copied()).collect();
         rows.sort_by_key(|(id, _)| (!in_slots.contains(id), *id));
         for (id, row) in rows {
-            if let Some(held) = known.get(&id).and_then(|at| self.backends.get_mut(at)) {
-                held.row = Some(row);
+            if let Some(at) = known.get(&id)
+                && let Some(held) = self.backends.get_mut(at)
+            {
+                held.note(*at, row);
                 continue;
             }
             match self.backends.entry((row.addr, row.port)) {
                 Entry::Vacant(entry) if id != BackendId::default() => {
-                    entry.insert(Held { id, row: Some(row) });
+                    entry.insert(Held::new(id)).note((row.addr, row.port), row);
                 }
                 _ => {
                     tracing::warn!(%service, backend = %id, "a second id for a backend: to be taken out");

@@ -408,11 +408,7 @@ impl Reconciler {
     }
 
     /// What is to be done about a subject; `None` if nothing: it is not planned, and the maps hold nothing of it.
-    fn task(
-        &mut self,
-        subject: &Subject,
-        last: &mut Option<Arc<ServicePlan>>,
-    ) -> Result<Option<Task>, ReconcileError> {
+    fn task(&mut self, subject: &Subject, last: &mut Option<Arc<ServicePlan>>) -> Result<Option<Task>, ReconcileError> {
         let name = match subject {
             Subject::ServicePort(name) => name,
             Subject::Stray(id) => {

@@ -41,19 +41,62 @@ pub(super) struct Holding<F: Family> {
     /// Its frontends.
     pub frontends: LiteMap<FrontendKey<F>, ()>,
     /// Its backends.
-    pub backends: LiteMap<(F::Addr, Port), Held<F>>,
+    pub backends: LiteMap<At<F>, Held>,
     /// Backends that are distrusted: a second id for an address and port.
     pub strays: BTreeSet<BackendId>,
     /// Its runs of slots: one, but for a switch that did not succeed for all frontends.
     pub runs: Vec<SlotRun>,
 }
 
+/// Where a backend is.
+pub(super) type At<F> = (<F as Family>::Addr, Port);
+
 /// A backend that has an id.
 #[derive(Clone, Copy)]
-pub(super) struct Held<F: Family> {
+pub(super) struct Held {
     pub id: BackendId,
-    /// What the map holds of it.
-    pub row: Option<Backend<F>>,
+    /// What the map holds of it, but for where it is.
+    row: Option<Row>,
+}
+
+#[derive(Clone, Copy)]
+struct Row {
+    flags: u8,
+    /// Whether it is nothing that would be written: it is of somewhere else.
+    is_wrong: bool,
+}
+
+impl Held {
+    /// One that the map does not hold yet.
+    pub fn new(id: BackendId) -> Self {
+        Self { id, row: None }
+    }
+
+    /// Whether the map holds it.
+    pub fn is_there(&self) -> bool {
+        self.row.is_some()
+    }
+
+    /// Whether the map holds it, and as something that would never be written.
+    pub fn is_wrong(&self) -> bool {
+        self.row.is_some_and(|row| row.is_wrong)
+    }
+
+    /// What the map holds of the backend that is there; equal to no plan's where it [is wrong](Self::is_wrong).
+    pub fn row<F: Family>(&self, (addr, port): At<F>) -> Option<Backend<F>> {
+        self.row.map(|Row { flags, is_wrong }| Backend { addr, port, flags, zero: u8::from(is_wrong) })
+    }
+
+    /// Notes what the map holds of the backend that is there.
+    pub fn note<F: Family>(&mut self, (addr, port): At<F>, row: Backend<F>) {
+        let is_wrong = row != Backend { addr, port, flags: row.flags, zero: 0 };
+        self.row = Some(Row { flags: row.flags, is_wrong });
+    }
+
+    /// Notes that the map does not hold it.
+    pub fn note_gone(&mut self) {
+        self.row = None;
+    }
 }
 
 /// A run of slots and what it holds: as a digest, for the slots themselves are many.
@@ -217,7 +260,7 @@ impl<F: PlanFamily> Side<F> {
     /// Every backend that the map holds.
     pub fn backend_keys(&self) -> impl Iterator<Item = BackendKey> {
         self.services.iter().flat_map(|(&service, holding)| {
-            let held = holding.backends.values().filter(|held| held.row.is_some()).map(|held| held.id);
+            let held = holding.backends.values().filter(|held| held.is_there()).map(|held| held.id);
             held.chain(holding.strays.iter().copied()).map(move |backend| BackendKey { service, backend })
         })
     }
@@ -290,7 +333,7 @@ impl<F: PlanFamily> Side<F> {
         let planned: HashMap<_, _> = work.backends().iter().map(|b| ((b.addr, b.port), b.eligible)).collect();
         takes_another_ones
             || holding.frontends.keys().any(|key| !work.wanted.contains(key))
-            || holding.backends.iter().any(|(at, held)| match (held.row, planned.get(at)) {
+            || holding.backends.iter().any(|(at, held)| match (held.row::<F>(*at), planned.get(at)) {
                 (None, _) => false,
                 (Some(_), None) => true,
                 (Some(row), Some(eligible)) => row.is_eligible() && !eligible,

@@ -81,11 +81,11 @@ impl<F: PlanFamily> Side<F> {
         let ids = shared.ids.backends(&mut shared.tables.ids, &mut shared.counts, unknown.len())?;
         holding.backends.reserve(unknown.len());
         for (at, id) in unknown.into_iter().zip(ids) {
-            holding.backends.insert(at, Held { id: BackendId { id }, row: None });
+            holding.backends.insert(at, Held::new(BackendId { id }));
         }
 
         let capacity = self.tables.backends.capacity();
-        let is_new = |held: Option<&Held<F>>| held.is_some_and(|held| held.row.is_none());
+        let is_new = |held: Option<&Held>| held.is_some_and(|held| !held.is_there());
         let new = work.backends().iter().filter(|b| is_new(holding.backends.get(&(b.addr, b.port)))).count();
         if new > 0 && self.backends + new > capacity {
             return Err(TableError::Full { map: self.tables.backends.name().to_owned(), capacity }.into());
@@ -99,7 +99,7 @@ impl<F: PlanFamily> Side<F> {
             named.push((key, backend.target.as_deref()));
             let row = row_of(backend);
             // One that is no longer eligible is marked when no slot names it any more.
-            if held.row == Some(row) || held.row == Some(Backend { flags: ELIGIBLE, ..row }) {
+            if [row, Backend { flags: ELIGIBLE, ..row }].map(Some).contains(&held.row(at)) {
                 continue;
             }
             places.push(at);
@@ -110,11 +110,12 @@ impl<F: PlanFamily> Side<F> {
         let (count, done) = shared.counts.put_all(&mut self.tables.backends, &keys, &rows);
         let mut put: Vec<(F::Addr, Port)> = Vec::new();
         for (at, row) in places.into_iter().zip(rows).take(count) {
-            if let Some(held) = holding.backends.get_mut(&at)
-                && held.row.replace(row).is_none()
-            {
-                self.backends += 1;
-                put.push(at);
+            if let Some(held) = holding.backends.get_mut(&at) {
+                if !held.is_there() {
+                    self.backends += 1;
+                    put.push(at);
+                }
+                held.note(at, row);
             }
         }
         if let Err(error) = done {
@@ -122,7 +123,7 @@ impl<F: PlanFamily> Side<F> {
                 if let Some(held) = holding.backends.get_mut(&at) {
                     let key = BackendKey { service, backend: held.id };
                     if shared.counts.take(&mut self.tables.backends, &key).is_ok() {
-                        held.row = None;
+                        held.note_gone();
                         self.backends -= 1;
                     }
                 }
@@ -156,9 +157,9 @@ impl<F: PlanFamily> Side<F> {
             }
             // Where the service port has given it to something else, that stays.
             let Some(&id) = oldest.get(&backend.addr).filter(|id| taken.insert(**id)) else { continue };
-            let shared = Held { id, row: None };
+            let shared = Held::new(id);
             if let Some(own) = holding.backends.insert((backend.addr, backend.port), shared)
-                && own.row.is_some()
+                && own.is_there()
             {
                 holding.strays.insert(own.id);
             }
@@ -283,11 +284,11 @@ impl<F: PlanFamily> Side<F> {
                 continue;
             }
             let key = BackendKey { service, backend: held.id };
-            match (planned.get(at), held.row) {
+            match (planned.get(at), held.row(*at)) {
                 (None, row) => {
                     if row.is_some() {
                         shared.counts.take(&mut self.tables.backends, &key)?;
-                        held.row = None;
+                        held.note_gone();
                         self.backends -= 1;
                     }
                     shared.forget_backend(key)?;
@@ -295,7 +296,7 @@ impl<F: PlanFamily> Side<F> {
                 }
                 (Some(planned), Some(row)) if row != *planned && !planned.is_eligible() => {
                     shared.counts.put(&mut self.tables.backends, &key, planned)?;
-                    held.row = Some(*planned);
+                    held.note(*at, *planned);
                 }
                 (Some(_), _) => {}
             }

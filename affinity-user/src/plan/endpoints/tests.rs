@@ -184,7 +184,7 @@ fn endpoint(text: &str, here: &str) -> Endpoint {
             "local" => endpoint.node_name = Some(here.into()),
             _ => {
                 let (kind, names) = word.split_once('=').expect("a hint");
-                let names = names.split(',').map(Arc::from);
+                let names = names.split(',').map(Into::into);
                 let hinted = if kind == "zone" { &mut hints.zones } else { &mut hints.nodes };
                 hinted.extend(names);
                 has_hints = true;
@@ -213,7 +213,7 @@ fn endpoints_are_chosen_as_kube_proxy_chooses_them() {
                 backends.iter().filter(|backend| backend.eligible).map(|backend| backend.addr[3]).collect();
             assert_eq!(used, *expected, "{name}, {scope:?}");
             // Of those that nobody may use: whether there are any that answer.
-            let answers = slice.endpoints.iter().any(|endpoint| Fitness::of(endpoint) != Fitness::Unfit);
+            let answers = slice.endpoints.iter().any(|endpoint| Fitness::of(&endpoint) != Fitness::Unfit);
             assert_eq!(others, used.is_empty() && answers, "{name}, {scope:?}");
         }
     }

@@ -7,7 +7,8 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
 use crate::model::{
-    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, Text, TextPart, Trigger, shared,
+    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, TextPart, Trigger,
+    shared,
 };
 
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -43,7 +44,7 @@ pub fn endpoint_slice(name: &ObjectName, object: &discovery::EndpointSlice) -> O
         name: name.clone(),
         service: ServiceName { namespace: name.namespace.clone(), name: shared(service) },
         ports: target_ports(object, &mut faults),
-        endpoints: endpoints(object, address_type, &mut faults),
+        endpoints: endpoints(object, address_type, &mut faults).into_iter().collect(),
     };
     Some(Checked { trigger: trigger(object), ..faults.check(name, slice) })
 }
@@ -77,11 +78,9 @@ pub(super) fn endpoints(
     faults: &mut Faults,
 ) -> Vec<Endpoint> {
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
-    let mut targets = targets(object).into_iter();
     // Neighbours often have the same.
     let mut last_hints: Option<Arc<Hints>> = None;
     for (i, given) in object.endpoints.iter().enumerate() {
-        let target = targets.next().flatten();
         let Some(text) = given.addresses.first() else {
             faults.left_out(format!("endpoints[{i}].addresses"), Fault::Missing);
             continue;
@@ -115,23 +114,10 @@ pub(super) fn endpoints(
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
             node_name: given.node_name.as_deref().map(shared),
             hints,
-            target,
+            target: given.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(TextPart::from),
         });
     }
     endpoints
-}
-
-/// The names of the endpoints' pods.
-fn targets(object: &discovery::EndpointSlice) -> Vec<Option<TextPart>> {
-    let names = || object.endpoints.iter().map(|given| given.target_ref.as_ref()?.name.as_deref());
-    let all = Text::from(names().flatten().collect::<String>());
-    let mut end = 0;
-    let parts = names().map(|name| {
-        let start = end;
-        end += name?.len();
-        Some(all.substr(start..end))
-    });
-    parts.collect()
 }
 
 /// `None` if they say nothing.

@@ -25,7 +25,7 @@ const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 10249);
 /// The metric that counts how often it has written all rules of IPv4.
 const FULL_SYNCS: &str = "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} ";
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_mins(15);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// kube-proxy, running.
 pub struct KubeProxy<'a> {

@@ -96,12 +96,14 @@ impl Programmer for Daemon<'_> {
     }
 }
 
-/// Measures it; `None` where there is no API server.
-pub fn measure(services: u32, changes: u32, bar: &ProgressBar) -> Result<Option<Real>> {
-    if std::env::var_os(ASSETS).is_none() {
-        return Ok(None);
-    }
-    let cluster = Cluster { services, endpoints: 5, sticky: true };
+/// Whether there is an API server.
+pub fn is_there() -> bool {
+    std::env::var_os(ASSETS).is_some()
+}
+
+/// Measures it before an API server of its own.
+pub fn measure(cluster: Cluster, changes: u32, bar: &ProgressBar) -> Result<Real> {
+    let Cluster { services, sticky, .. } = cluster;
     let api = ApiServer::start(ApiOptions::default())?;
     create(&api, cluster, bar)?;
     bar.set_length(0);
@@ -118,7 +120,7 @@ pub fn measure(services: u32, changes: u32, bar: &ProgressBar) -> Result<Option<
     } else {
         None
     };
-    Ok(Some(Real { services, sticky: cluster.sticky, listed: listed.as_secs_f64(), daemon, kube_proxy }))
+    Ok(Real { services, sticky, listed: listed.as_secs_f64(), daemon, kube_proxy })
 }
 
 fn daemon(writer: &mut Writer<'_>) -> Result<Proxy> {
@@ -195,9 +197,11 @@ impl Writer<'_> {
                     let done = self.api.block_on(slices.replace(&name, &PostParams::default(), &slice));
                     done.map(|_| request.elapsed())
                 });
-                let at = programmer.wait(service, Cluster::pod(service, 0, version))?;
-                seen.push(at - request);
-                Ok::<_, anyhow::Error>(answer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??)
+                let waited = programmer.wait(service, Cluster::pod(service, 0, version));
+                // What was refused is never in force: that says more than that it was not seen.
+                let answered = answer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+                seen.push(waited? - request);
+                anyhow::Ok(answered)
             })?;
             written.push(answered);
         }
@@ -273,8 +277,10 @@ impl Real {
     /// The figures, with the names of the columns first.
     fn lines(&self) -> Vec<Vec<String>> {
         let sticky = if self.sticky { "with" } else { "without" };
-        let mut head =
-            vec![format!("before a kube-apiserver, {} services {sticky} affinity", self.services), "Affinity".to_owned()];
+        let mut head = vec![
+            format!("before a kube-apiserver, {} services {sticky} affinity", self.services),
+            "Affinity".to_owned(),
+        ];
         let mut rows: Vec<Vec<String>> = ROWS.into_iter().map(|name| vec![name.to_owned()]).collect();
         let proxies = [Some(&self.daemon), self.kube_proxy.as_ref()];
         for proxy in proxies.into_iter().flatten() {

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use affinity_tests::netns::Netns;
+use affinity_tests::wait;
 use anyhow::{Context as _, Result};
 
 use super::cluster::Cluster;
@@ -17,6 +18,8 @@ use super::cluster::Cluster;
 const CHUNK: usize = 1 << 16;
 /// How often a watch that has nothing to say gets a bookmark.
 const BOOKMARK: Duration = Duration::from_secs(30);
+/// How long lists may take.
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// The server. Its threads end with the process.
 #[derive(Clone)]
@@ -102,10 +105,12 @@ impl Server {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When both lists had been taken, if they have.
-    pub fn listed(&self) -> Option<Instant> {
-        let shared = self.shared();
-        shared.listed.iter().max().copied().filter(|_| shared.listed.len() >= 2)
+    /// Waits until both lists have been taken; returns when that was.
+    pub fn wait_listed(&self) -> Result<Instant> {
+        wait::until("lists that are taken", PATIENCE, || {
+            let shared = self.shared();
+            Ok(shared.listed.iter().max().copied().filter(|_| shared.listed.len() >= 2))
+        })
     }
 
     /// Sends another version of a service's slice to whoever watches.
