@@ -125,8 +125,9 @@ impl Programmer for KubeProxy<'_> {
     }
 
     fn wait(&mut self, _: u32, first: Ipv4Addr) -> Result<Instant> {
-        // The name of the chain of an endpoint ends so, and the rule of its service names the chain.
-        self.rules.wait(&format!("__{first}/"), PATIENCE).with_context(|| self.process.log_tail())
+        // With affinity an endpoint has a chain, whose name ends so; without, the rule of its service has a map of addresses.
+        let (chain, address) = (format!("__{first}/"), first.octets());
+        self.rules.wait(&[chain.as_bytes(), &address], PATIENCE).with_context(|| self.process.log_tail())
     }
 
     fn cpu_time(&mut self) -> Result<Duration> {

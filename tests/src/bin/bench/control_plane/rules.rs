@@ -50,19 +50,20 @@ impl Rules {
         Ok(())
     }
 
-    /// Waits for the commit of a change that names `text`; returns when the kernel was heard to have made it.
-    pub fn wait(&mut self, text: &str, patience: Duration) -> Result<Instant> {
+    /// Waits for the commit of a change that has one of these texts in it; returns when the kernel was heard to have made it.
+    pub fn wait(&mut self, texts: &[&[u8]], patience: Duration) -> Result<Instant> {
         let deadline = Instant::now() + patience;
         let mut named = false;
         while Instant::now() < deadline {
             let Some(datagram) = self.receive(MsgFlags::empty())? else { continue };
             let now = Instant::now();
-            named |= contains(datagram, text.as_bytes());
+            named |= texts.iter().any(|text| contains(datagram, text));
             if named && ends_commit(datagram) {
                 return Ok(now);
             }
         }
-        bail!("no change of nftables rules has named {text} within {patience:?}")
+        let texts: Vec<_> = texts.iter().map(|text| text.escape_ascii().to_string()).collect();
+        bail!("no change of nftables rules has {} in it within {patience:?}", texts.join(" or "))
     }
 
     /// A datagram; `None` where there is none, or some were lost.
