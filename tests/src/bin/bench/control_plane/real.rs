@@ -232,7 +232,12 @@ fn create(api: &ApiServer, cluster: Cluster, bar: &ProgressBar) -> Result<()> {
                 let mut service: Service = serde_json::from_str(&cluster.service(number))?;
                 service.metadata.resource_version = None;
                 service.metadata.uid = None;
-                services.create(&params, &service).await?;
+                if let Err(error) = services.create(&params, &service).await
+                    && services.get_opt(&Cluster::name(number)).await?.is_none()
+                {
+                    // Else a first request for it got no answer, and another one finds the address taken.
+                    return Err(error.into());
+                }
                 slices.create(&params, &slice(cluster, number, 0)?).await?;
                 anyhow::Ok(())
             })
