@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
@@ -98,17 +99,15 @@ pub async fn delete(handle: &Handle, name: &str) -> Result<()> {
     handle.link().del(index).execute().await.with_context(|| format!("deleting link {name}"))
 }
 
-/// Adds an address to the link with this index.
+/// Adds an address to the link with this index. Nobody looks for duplicates of it: it is bound to at once, where the kernel's
+/// worker that would say that there are none comes late on a machine with much to do.
 ///
 /// # Errors
 /// Where the kernel refuses.
 pub async fn add_address(handle: &Handle, link: u32, address: IpAddr, prefix: u8) -> Result<()> {
-    handle
-        .address()
-        .add(link, address, prefix)
-        .execute()
-        .await
-        .with_context(|| format!("adding address {address}/{prefix}"))
+    let mut request = handle.address().add(link, address, prefix);
+    request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    request.execute().await.with_context(|| format!("adding address {address}/{prefix}"))
 }
 
 /// Where a route leads.

@@ -1,5 +1,5 @@
-//! Kubernetes' own programs, for the API tests, the benchmark and the cluster: from `KUBEBUILDER_ASSETS`, from the cache, or built into it
-//! once, program by program.
+//! Kubernetes' own programs, for the API tests, the benchmark and the cluster: from `KUBEBUILDER_ASSETS`, from the cache, or
+//! built into it once, program by program.
 
 use std::{
     env, fs,

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{artifacts, cargo, process, programs, say, setup, toolchain, workspace};
+use crate::{artifacts, cargo, machine, process, programs, say, setup, toolchain, workspace};
 
 /// Build the `affinity` binary with the BPF object inside it
 ///
@@ -78,6 +78,8 @@ pub fn daemon_and(name: &str, profile: Profile) -> Result<(PathBuf, PathBuf)> {
 /// Compiles the datapath to `target/bpf/affinity.o`, and the benchmark's to `bench.o` there. A file is touched only where
 /// its content changes, so that nothing in user space is compiled anew for nothing.
 pub fn object() -> Result<PathBuf> {
+    // What is compiled next needs it: jemalloc, the daemon's allocator, is of C.
+    machine::install_missing(&[("make", "make")])?;
     process::run(setup::toolchain()?.build()).context("compiling the datapath")?;
     let object = workspace::object();
     copy_if_changed(&toolchain::built_object("affinity"), &object)?;

@@ -73,17 +73,17 @@ impl Held {
     }
 
     /// Whether the map holds it.
-    pub fn is_there(&self) -> bool {
+    pub fn is_there(self) -> bool {
         self.row.is_some()
     }
 
     /// Whether the map holds it, and as something that would never be written.
-    pub fn is_wrong(&self) -> bool {
+    pub fn is_wrong(self) -> bool {
         self.row.is_some_and(|row| row.is_wrong)
     }
 
     /// What the map holds of the backend that is there; equal to no plan's where it [is wrong](Self::is_wrong).
-    pub fn row<F: Family>(&self, (addr, port): At<F>) -> Option<Backend<F>> {
+    pub fn row<F: Family>(self, (addr, port): At<F>) -> Option<Backend<F>> {
         self.row.map(|Row { flags, is_wrong }| Backend { addr, port, flags, zero: u8::from(is_wrong) })
     }
 

@@ -322,13 +322,9 @@ impl Real {
 
     /// As README.md has it, in Markdown.
     pub fn markdown(&self) -> String {
-        let mut text = String::new();
-        for (number, line) in self.lines().iter().enumerate() {
-            text += &format!("| {} |\n", line.join(" | "));
-            if number == 0 {
-                text += &format!("|{}\n", "---|".repeat(line.len()));
-            }
-        }
-        text
+        let mut lines: Vec<String> = self.lines().iter().map(|line| format!("| {} |\n", line.join(" | "))).collect();
+        let columns = self.lines().first().map_or(0, Vec::len);
+        lines.insert(1.min(lines.len()), format!("|{}\n", "---|".repeat(columns)));
+        lines.concat()
     }
 }

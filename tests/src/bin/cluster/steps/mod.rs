@@ -2,6 +2,7 @@
 
 mod daemon;
 mod endpoints;
+mod first;
 mod service;
 mod sticky;
 
@@ -66,6 +67,7 @@ pub fn run(lab: &Lab, suite: &mut Suite, short: bool) -> Result<()> {
         switch(lab, way)?;
         step("sticky", true, &|| sticky::one_pod_each(&world, way));
         step("dns-and-api", true, &|| sticky::names(&world));
+        step("first-packets", true, &|| first::packets(&world));
         step("pod-deleted", true, &|| endpoints::pod_deleted(&world));
         step("pod-unready", false, &|| endpoints::pod_unready(&world));
         step("terminating-with-connections", false, &|| endpoints::terminating(&world));
