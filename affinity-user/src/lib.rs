@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod model;
 pub mod monitor;
 pub mod object;
+mod packed;
 pub mod plan;
 pub mod reconcile;
 pub mod server;

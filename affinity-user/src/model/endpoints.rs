@@ -7,16 +7,15 @@ use std::{
 };
 
 use super::{Endpoint, Hints, Text};
+use crate::packed::{Packing, Unpacking};
 
 /// Endpoints in their order.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Endpoints {
-    /// Of each its flags, its address, and the length of its pod's name, where there is one.
-    numbers: Box<[u8]>,
+    /// Of each its flags, its address, and the name of its pod, where there is one.
+    packed: Box<[u8]>,
     /// The nodes of those that have one.
     nodes: Box<[Text]>,
-    /// The names of pods, one after the other.
-    targets: Text,
     /// The hints of those that have some, but for those that have what the one before had.
     hints: Box<[Arc<Hints>]>,
 }
@@ -33,14 +32,21 @@ const OTHER_HINTS: u8 = 128;
 impl Endpoints {
     /// The endpoints one by one.
     pub fn iter(&self) -> Iter<'_> {
-        Iter {
-            numbers: &self.numbers,
-            nodes: self.nodes.iter(),
-            targets: &self.targets,
-            target: 0,
-            hints: self.hints.iter(),
-            last: None,
-        }
+        Iter { packed: Unpacking::new(&self.packed), nodes: self.nodes.iter(), hints: self.hints.iter(), last: None }
+    }
+
+    /// Whether some of them are known to be on another node than this.
+    pub fn are_elsewhere(&self, node: &str) -> bool {
+        self.nodes.iter().any(|known| *known != *node)
+    }
+
+    /// Forgets which nodes they are on, but for this one.
+    pub fn keep_node(&mut self, node: &str) {
+        let kept = self.iter().map(|mut endpoint| {
+            endpoint.node_name = endpoint.node_name.filter(|known| **known == *node);
+            endpoint
+        });
+        *self = kept.collect();
     }
 
     /// Whether the node's zone may matter to them.
@@ -60,7 +66,7 @@ impl<'a> IntoIterator for &'a Endpoints {
 
 impl FromIterator<Endpoint> for Endpoints {
     fn from_iter<I: IntoIterator<Item = Endpoint>>(endpoints: I) -> Self {
-        let (mut numbers, mut nodes, mut targets, mut all_hints) = (Vec::new(), Vec::new(), String::new(), Vec::new());
+        let (mut packing, mut nodes, mut all_hints) = (Packing::default(), Vec::new(), Vec::new());
         for Endpoint { address, ready, serving, terminating, node_name, hints, target } in endpoints {
             let is_other = hints.is_some() && hints.as_ref() != all_hints.last();
             let flags = [
@@ -73,19 +79,18 @@ impl FromIterator<Endpoint> for Endpoints {
                 (hints.is_some(), HINTS),
                 (is_other, OTHER_HINTS),
             ];
-            numbers.push(flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag));
+            packing.bytes(&[flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag)]);
             match address {
-                IpAddr::V4(address) => numbers.extend(address.octets()),
-                IpAddr::V6(address) => numbers.extend(address.octets()),
+                IpAddr::V4(address) => packing.bytes(&address.octets()),
+                IpAddr::V6(address) => packing.bytes(&address.octets()),
             }
             nodes.extend(node_name);
             if let Some(target) = target {
-                numbers.extend(u32::try_from(target.len()).unwrap_or(u32::MAX).to_ne_bytes());
-                targets.push_str(&target);
+                packing.text(&target);
             }
             all_hints.extend(hints.filter(|_| is_other));
         }
-        Self { numbers: numbers.into(), nodes: nodes.into(), targets: targets.into(), hints: all_hints.into() }
+        Self { packed: packing.into(), nodes: nodes.into(), hints: all_hints.into() }
     }
 }
 
@@ -98,42 +103,28 @@ impl fmt::Debug for Endpoints {
 /// [`Endpoints`] one by one.
 #[derive(Clone)]
 pub struct Iter<'a> {
-    numbers: &'a [u8],
+    packed: Unpacking<'a>,
     nodes: std::slice::Iter<'a, Text>,
-    targets: &'a Text,
-    /// Where the next one's name begins.
-    target: usize,
     hints: std::slice::Iter<'a, Arc<Hints>>,
     last: Option<&'a Arc<Hints>>,
-}
-
-impl Iter<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (next, rest) = self.numbers.split_first_chunk()?;
-        self.numbers = rest;
-        Some(*next)
-    }
 }
 
 impl Iterator for Iter<'_> {
     type Item = Endpoint;
 
     fn next(&mut self) -> Option<Endpoint> {
-        let [flags] = self.take()?;
+        if self.packed.is_over() {
+            return None;
+        }
+        let [flags] = self.packed.bytes();
         let has = |flag| flags & flag != 0;
         let address = if has(IPV6) {
-            IpAddr::V6(Ipv6Addr::from(self.take::<16>()?))
+            IpAddr::V6(Ipv6Addr::from(self.packed.bytes::<16>()))
         } else {
-            IpAddr::V4(Ipv4Addr::from(self.take::<4>()?))
+            IpAddr::V4(Ipv4Addr::from(self.packed.bytes::<4>()))
         };
         let node_name = if has(NODE) { self.nodes.next().cloned() } else { None };
-        let target = if has(TARGET) {
-            let begin = self.target;
-            self.target += u32::from_ne_bytes(self.take()?) as usize;
-            Some(self.targets.substr(begin..self.target))
-        } else {
-            None
-        };
+        let target = has(TARGET).then(|| self.packed.text().into());
         if has(OTHER_HINTS) {
             self.last = self.hints.next();
         }
@@ -161,7 +152,7 @@ mod tests {
             Arc::new(Hints { nodes: Vec::new(), zones: zones.into_iter().map(Into::into).collect() })
         }));
         let conditions = (any::<bool>(), any::<bool>(), any::<bool>());
-        let texts = (prop::option::of("[a-z]{0,4}"), prop::option::of("[a-zé]{0,4}"));
+        let texts = (prop::option::of("[ab]{0,2}"), prop::option::of("[a-zé]{0,4}"));
         (any::<IpAddr>(), conditions, texts, hints).prop_map(
             |(address, (ready, serving, terminating), (node_name, target), hints)| Endpoint {
                 address,
@@ -178,10 +169,16 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_packed_is_there(endpoints in prop::collection::vec(endpoint(), 0..8)) {
-            let packed: Endpoints = endpoints.iter().cloned().collect();
+            let mut packed: Endpoints = endpoints.iter().cloned().collect();
             prop_assert_eq!(packed.iter().collect::<Vec<_>>(), endpoints.clone());
             let zones = endpoints.iter().any(|it| it.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty()));
             prop_assert_eq!(packed.have_zone_hints(), zones);
+
+            prop_assert_eq!(packed.are_elsewhere("a"), endpoints.iter().flat_map(|it| &it.node_name).any(|it| it != "a"));
+            packed.keep_node("a");
+            prop_assert!(!packed.are_elsewhere("a"));
+            let kept = endpoints.into_iter().map(|it| Endpoint { node_name: it.node_name.filter(|it| it == "a"), ..it });
+            prop_assert_eq!(packed.iter().collect::<Vec<_>>(), kept.collect::<Vec<_>>());
         }
     }
 }

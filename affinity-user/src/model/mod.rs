@@ -35,7 +35,7 @@ pub use self::{
     pod::Pod,
     problem::{Fault, Problem, Rejection},
     service::{AffinityScope, Service, ServicePort, SessionAffinity, TrafficPolicy},
-    shared_text::{Text, TextPart, shared},
+    shared_text::{Text, shared},
     slice::{Endpoint, EndpointSlice, TargetPort},
     store::{Checked, Object},
     trigger::Trigger,
@@ -159,8 +159,13 @@ impl Model {
         }
     }
 
-    /// A slice is there, or has changed.
-    pub fn apply_slice(&mut self, version: Checked<EndpointSlice>) {
+    /// A slice is there, or has changed. Of the nodes that its endpoints are on, the model keeps this one.
+    pub fn apply_slice(&mut self, mut version: Checked<EndpointSlice>) {
+        if let Some(slice) = &mut version.object
+            && slice.endpoints.are_elsewhere(&self.node_name)
+        {
+            Arc::make_mut(slice).endpoints.keep_node(&self.node_name);
+        }
         if let Some(transition) = self.slices.apply(version) {
             self.slice_changed(transition);
         }

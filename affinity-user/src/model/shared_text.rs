@@ -7,8 +7,6 @@ use std::{
 
 /// A text that several may have, behind a pointer of one word: there are many.
 pub type Text = arcstr::ArcStr;
-/// A part of such a text.
-pub type TextPart = arcstr::Substr;
 
 /// How many texts there are at least before those that nobody has any more are looked for.
 const LOOK: usize = 4096;

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use affinity_common::types::{Port, Proto};
 
-use super::{Endpoints, Hints, Kind, ServiceName, SliceName, Text, TextPart, store::Object};
+use super::{Endpoints, Hints, Kind, ServiceName, SliceName, Text, store::Object};
 
 /// A slice of a service's endpoints, all of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +41,12 @@ pub struct Endpoint {
     pub serving: bool,
     /// Is about to go.
     pub terminating: bool,
-    /// The node that it is on, where that is known.
+    /// The node that it is on, where that is known; in the model, only where it is this one.
     pub node_name: Option<Text>,
     /// Where it is meant to be used, if anything is said of that; endpoints of a slice share what is the same.
     pub hints: Option<Arc<Hints>>,
-    /// The name of the pod, where there is one; parts of one text, where it is of a slice.
-    pub target: Option<TextPart>,
+    /// The name of the pod, where there is one.
+    pub target: Option<Text>,
 }
 
 impl EndpointSlice {

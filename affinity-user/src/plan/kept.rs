@@ -6,14 +6,13 @@ use affinity_common::{
 };
 
 use super::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, Scope, ServicePlan};
-use crate::model::{ServiceName, ServicePortName, TextPart};
+use crate::{
+    model::{ServiceName, ServicePortName, shared},
+    packed::{Packing, Unpacking},
+};
 
-/// All of a [`ServicePlan`] but the service's name, in two pieces of memory.
-pub struct Kept {
-    numbers: Box<[u8]>,
-    /// The names of the ports and of their pods, in the order in which they are met.
-    texts: Box<[TextPart]>,
-}
+/// All of a [`ServicePlan`] but the service's name: the names of the ports, then the ports.
+pub struct Kept(Box<[u8]>);
 
 const AFFINITY: u8 = 1;
 const SHARED: u8 = 2;
@@ -23,131 +22,129 @@ const OTHERS_V6: u8 = 16;
 
 const ELIGIBLE: u8 = 1;
 const NAMED: u8 = 2;
+/// The target port is that of the backend before.
+const SAME_PORT: u8 = 4;
 
 impl Kept {
     /// Packs a plan.
     pub fn pack(plan: &ServicePlan) -> Self {
         let mut packing = Packing::default();
-        packing.count(plan.ports.len());
-        for port in &plan.ports {
-            packing.port(port);
+        packing.number(plan.ports.len());
+        for PortPlan { name, .. } in &plan.ports {
+            packing.text(&name.port);
+            packing.bytes(&[name.proto.number]);
         }
-        Self { numbers: packing.numbers.into(), texts: packing.texts.into() }
+        for port in &plan.ports {
+            pack_port(&mut packing, port);
+        }
+        Self(packing.into())
     }
 
     /// The plan of the service of this name.
     pub fn unpack(&self, service: &ServiceName) -> ServicePlan {
-        let mut unpacking = Unpacking { numbers: &self.numbers, texts: self.texts.iter() };
-        let ports = unpacking.count();
-        ServicePlan { name: service.clone(), ports: (0..ports).map(|_| unpacking.port(service)).collect() }
+        let (names, mut unpacking) = self.begin(service);
+        let ports = names.into_iter().map(|name| unpack_port(&mut unpacking, name));
+        ServicePlan { name: service.clone(), ports: ports.collect() }
+    }
+
+    /// The names of its ports; `service` is the service's name.
+    pub fn port_names(&self, service: &ServiceName) -> Vec<ServicePortName> {
+        self.begin(service).0
+    }
+
+    fn begin(&self, service: &ServiceName) -> (Vec<ServicePortName>, Unpacking<'_>) {
+        let mut unpacking = Unpacking::new(&self.0);
+        let ports = unpacking.number();
+        let names = (0..ports).map(|_| {
+            let (port, [number]) = (shared(unpacking.text()), unpacking.bytes());
+            ServicePortName { service: service.clone(), port, proto: Proto { number } }
+        });
+        (names.collect(), unpacking)
     }
 }
 
-#[derive(Default)]
-struct Packing {
-    numbers: Vec<u8>,
-    texts: Vec<TextPart>,
+fn pack_port(packing: &mut Packing, port: &PortPlan) {
+    let PortPlan { name: _, seed, affinity, shares_affinity, scope, v4, v6 } = port;
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    let flags = flag(affinity.is_some(), AFFINITY)
+        | flag(*shares_affinity, SHARED)
+        | flag(*scope == Scope::Local, LOCAL)
+        | flag(v4.others, OTHERS_V4)
+        | flag(v6.others, OTHERS_V6);
+    packing.bytes(&[flags]);
+    packing.bytes(&seed.to_ne_bytes());
+    packing.bytes(&affinity.unwrap_or(Seconds::new(0)).secs.to_ne_bytes());
+    pack_family(packing, v4);
+    pack_family(packing, v6);
 }
 
-impl Packing {
-    fn count(&mut self, count: usize) {
-        self.numbers.extend(u32::try_from(count).unwrap_or(u32::MAX).to_ne_bytes());
+fn pack_family<F: Family>(packing: &mut Packing, family: &FamilyPlan<F>) {
+    let FamilyPlan { frontends, backends, others: _ } = family;
+    packing.number(frontends.len());
+    for FrontendPlan { addr, port, proto } in frontends {
+        packing.bytes(addr.as_ref());
+        packing.bytes(&port.be);
+        packing.bytes(&[proto.number]);
     }
-
-    fn port(&mut self, port: &PortPlan) {
-        let PortPlan { name, seed, affinity, shares_affinity, scope, v4, v6 } = port;
+    packing.number(backends.len());
+    let mut last = Port::default();
+    for BackendPlan { addr, port, eligible, target } in backends {
         let flag = |is_set, flag| if is_set { flag } else { 0 };
-        let flags = flag(affinity.is_some(), AFFINITY)
-            | flag(*shares_affinity, SHARED)
-            | flag(*scope == Scope::Local, LOCAL)
-            | flag(v4.others, OTHERS_V4)
-            | flag(v6.others, OTHERS_V6);
-        self.texts.push(TextPart::full(name.port.clone()));
-        self.numbers.extend([name.proto.number, flags]);
-        self.numbers.extend(seed.to_ne_bytes());
-        self.numbers.extend(affinity.unwrap_or(Seconds::new(0)).secs.to_ne_bytes());
-        self.family(v4);
-        self.family(v6);
-    }
-
-    fn family<F: Family>(&mut self, FamilyPlan { frontends, backends, others: _ }: &FamilyPlan<F>) {
-        self.count(frontends.len());
-        for FrontendPlan { addr, port, proto } in frontends {
-            self.numbers.extend(addr.as_ref());
-            self.numbers.extend(port.be);
-            self.numbers.push(proto.number);
+        let is_same = *port == last;
+        packing.bytes(&[flag(*eligible, ELIGIBLE) | flag(target.is_some(), NAMED) | flag(is_same, SAME_PORT)]);
+        packing.bytes(addr.as_ref());
+        if !is_same {
+            packing.bytes(&port.be);
+            last = *port;
         }
-        self.count(backends.len());
-        for BackendPlan { addr, port, eligible, target } in backends {
-            self.numbers.extend(addr.as_ref());
-            self.numbers.extend(port.be);
-            let named = if target.is_some() { NAMED } else { 0 };
-            self.numbers.push(named | if *eligible { ELIGIBLE } else { 0 });
-            self.texts.extend(target.clone());
+        if let Some(target) = target {
+            packing.text(target);
         }
     }
 }
 
-/// What was packed, from its beginning on.
-struct Unpacking<'a> {
-    numbers: &'a [u8],
-    texts: std::slice::Iter<'a, TextPart>,
+fn unpack_port(unpacking: &mut Unpacking<'_>, name: ServicePortName) -> PortPlan {
+    let [flags] = unpacking.bytes();
+    let seed = u32::from_ne_bytes(unpacking.bytes());
+    let timeout = Seconds::new(u32::from_ne_bytes(unpacking.bytes()));
+    let has = |flag| flags & flag != 0;
+    PortPlan {
+        name,
+        seed,
+        affinity: has(AFFINITY).then_some(timeout),
+        shares_affinity: has(SHARED),
+        scope: if has(LOCAL) { Scope::Local } else { Scope::Cluster },
+        v4: unpack_family::<V4>(unpacking, has(OTHERS_V4)),
+        v6: unpack_family::<V6>(unpacking, has(OTHERS_V6)),
+    }
 }
 
-impl Unpacking<'_> {
-    /// The next bytes. They are there, for they were packed.
-    fn next<const N: usize>(&mut self) -> [u8; N] {
-        let Some((next, rest)) = self.numbers.split_first_chunk() else { return [0; N] };
-        self.numbers = rest;
-        *next
-    }
-
-    fn count(&mut self) -> u32 {
-        u32::from_ne_bytes(self.next())
-    }
-
-    fn port(&mut self, service: &ServiceName) -> PortPlan {
-        let port = self.texts.next().map(|text| text.parent().clone()).unwrap_or_default();
-        let [proto, flags] = self.next();
-        let seed = u32::from_ne_bytes(self.next());
-        let timeout = Seconds::new(u32::from_ne_bytes(self.next()));
-        let has = |flag| flags & flag != 0;
-        let (v4, v6) = (self.family::<V4>(has(OTHERS_V4)), self.family::<V6>(has(OTHERS_V6)));
-        PortPlan {
-            name: ServicePortName { service: service.clone(), port, proto: Proto { number: proto } },
-            seed,
-            affinity: has(AFFINITY).then_some(timeout),
-            shares_affinity: has(SHARED),
-            scope: if has(LOCAL) { Scope::Local } else { Scope::Cluster },
-            v4,
-            v6,
+fn unpack_family<F: Family>(unpacking: &mut Unpacking<'_>, others: bool) -> FamilyPlan<F> {
+    let frontends = (0..unpacking.number()).map(|_| {
+        let addr = unpack_address::<F>(unpacking);
+        let (be, [number]) = (unpacking.bytes(), unpacking.bytes());
+        FrontendPlan { addr, port: Port { be }, proto: Proto { number } }
+    });
+    let frontends = frontends.collect();
+    let mut port = Port::default();
+    let backends = (0..unpacking.number()).map(|_| {
+        let [flags] = unpacking.bytes();
+        let addr = unpack_address::<F>(unpacking);
+        if flags & SAME_PORT == 0 {
+            port = Port { be: unpacking.bytes() };
         }
-    }
+        let target = (flags & NAMED != 0).then(|| unpacking.text().into());
+        BackendPlan { addr, port, eligible: flags & ELIGIBLE != 0, target }
+    });
+    FamilyPlan { frontends, backends: backends.collect(), others }
+}
 
-    fn address<F: Family>(&mut self) -> F::Addr {
-        let mut addr = F::Addr::default();
-        let bytes = bytemuck::bytes_of_mut(&mut addr);
-        let (next, rest) = self.numbers.split_at(bytes.len().min(self.numbers.len()));
-        bytes[..next.len()].copy_from_slice(next);
-        self.numbers = rest;
-        addr
+fn unpack_address<F: Family>(unpacking: &mut Unpacking<'_>) -> F::Addr {
+    let mut addr = F::Addr::default();
+    for byte in bytemuck::bytes_of_mut(&mut addr) {
+        [*byte] = unpacking.bytes();
     }
-
-    fn family<F: Family>(&mut self, others: bool) -> FamilyPlan<F> {
-        let frontends = (0..self.count()).map(|_| {
-            let addr = self.address::<F>();
-            let ([a, b], [proto]) = (self.next(), self.next());
-            FrontendPlan { addr, port: Port { be: [a, b] }, proto: Proto { number: proto } }
-        });
-        let frontends = frontends.collect();
-        let backends = (0..self.count()).map(|_| {
-            let addr = self.address::<F>();
-            let ([a, b], [flags]) = (self.next(), self.next());
-            let target = if flags & NAMED != 0 { self.texts.next().cloned() } else { None };
-            BackendPlan { addr, port: Port { be: [a, b] }, eligible: flags & ELIGIBLE != 0, target }
-        });
-        FamilyPlan { frontends, backends: backends.collect(), others }
-    }
+    addr
 }
 
 #[cfg(test)]
@@ -158,7 +155,7 @@ mod tests {
 
     fn family<F: Family>(addr: impl Strategy<Value = F::Addr> + Clone) -> impl Strategy<Value = FamilyPlan<F>> {
         let frontend = (addr.clone(), any::<u16>(), any::<u8>());
-        let backend = (addr, any::<u16>(), any::<bool>(), prop::option::of("[a-z]{0,5}"));
+        let backend = (addr, 0..3_u16, any::<bool>(), prop::option::of("(web)?[a-z]{0,5}"));
         let frontends = prop::collection::vec(frontend, 0..3);
         let backends = prop::collection::vec(backend, 0..6);
         (frontends, backends, any::<bool>()).prop_map(|(frontends, backends, others)| {
@@ -201,7 +198,10 @@ mod tests {
         #[test]
         fn what_is_kept_is_the_plan(ports in prop::collection::vec(port(), 0..4)) {
             let plan = ServicePlan { name: ServiceName::new("default", "web"), ports };
-            prop_assert_eq!(Kept::pack(&plan).unpack(&plan.name), plan);
+            let kept = Kept::pack(&plan);
+            let names: Vec<_> = plan.ports.iter().map(|port| port.name.clone()).collect();
+            prop_assert_eq!(kept.port_names(&plan.name), names);
+            prop_assert_eq!(kept.unpack(&plan.name), plan);
         }
     }
 }

@@ -20,7 +20,7 @@ use affinity_common::{
 
 pub use self::kept::Kept;
 use crate::model::{
-    AffinityScope, FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, TextPart, TrafficPolicy,
+    AffinityScope, FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, Text, TrafficPolicy,
 };
 
 /// What the datapath ought to hold for a service.
@@ -104,7 +104,7 @@ pub struct BackendPlan<F: Family> {
     /// Takes new sessions and keeps those it has; if not, it keeps its established flows only.
     pub eligible: bool,
     /// The pod's name, where there is a pod.
-    pub target: Option<TextPart>,
+    pub target: Option<Text>,
 }
 
 /// A family that plans are made for: the way from a family's type to its part of a plan.

@@ -7,8 +7,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Faults, address, check_name, is_elsewhere, port, proto};
 use crate::model::{
-    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, TextPart, Trigger,
-    shared,
+    Checked, Endpoint, EndpointSlice, Fault, Hints, ObjectName, Problem, ServiceName, TargetPort, Text, Trigger, shared,
 };
 
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -114,7 +113,7 @@ pub(super) fn endpoints(
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
             node_name: given.node_name.as_deref().map(shared),
             hints,
-            target: given.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(TextPart::from),
+            target: given.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Text::from),
         });
     }
     endpoints
