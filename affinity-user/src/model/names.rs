@@ -1,13 +1,13 @@
 //! What objects and service ports are called.
 
-use std::{fmt, path::PathBuf};
+use std::{cmp::Ordering, fmt, path::PathBuf};
 
 use affinity_common::types::Proto;
 
 use super::Text;
 
-/// The name of an object.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The name of an object. In the order of namespaces, then of names.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ObjectName {
     /// The namespace; empty for an object that is in none.
     pub namespace: Text,
@@ -28,6 +28,24 @@ impl ObjectName {
     /// The name of an object.
     pub fn new(namespace: impl Into<Text>, name: impl Into<Text>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl Ord for ObjectName {
+    /// What is looked for among many has mostly the namespace of what it is compared with, and namespaces are kept once.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let namespaces = if Text::ptr_eq(&self.namespace, &other.namespace) {
+            Ordering::Equal
+        } else {
+            self.namespace.cmp(&other.namespace)
+        };
+        namespaces.then_with(|| self.name.cmp(&other.name))
+    }
+}
+
+impl PartialOrd for ObjectName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

@@ -13,6 +13,7 @@ use litemap::Entry;
 
 use super::{
     audit::Differences,
+    described::Described,
     digest::Digest,
     runs::Run,
     shared::{Shared, after_backend, after_service},
@@ -30,7 +31,7 @@ pub(super) enum Purpose {
 }
 
 impl<F: PlanFamily> Side<F> {
-    /// Reads the maps anew. Ids that are known stay what they are.
+    /// Reads the maps anew, but for what goes with backends. Ids that are known stay what they are.
     pub fn refresh(
         &mut self,
         shared: &mut Shared,
@@ -154,7 +155,7 @@ impl<F: PlanFamily> Holding<F> {
             }
             match self.backends.entry((row.addr, row.port)) {
                 Entry::Vacant(entry) if id != BackendId::default() => {
-                    entry.insert(Held::new(id)).note((row.addr, row.port), row);
+                    entry.insert(Held::new(id, Described::default())).note((row.addr, row.port), row);
                 }
                 _ => {
                     tracing::warn!(%service, backend = %id, "a second id for a backend: to be taken out");

@@ -46,6 +46,11 @@ impl Ids {
         self.services.get(name).copied()
     }
 
+    /// The service port that has an id: for errors, since it is looked for among all.
+    pub fn name(&self, id: ServiceId) -> Option<&ServicePortName> {
+        self.services().find(|(_, has)| *has == id).map(|(name, _)| name)
+    }
+
     /// Every service port that has an id.
     pub fn services(&self) -> impl Iterator<Item = (&ServicePortName, ServiceId)> {
         self.services.iter().map(|(name, id)| (name, *id))

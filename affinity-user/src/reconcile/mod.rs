@@ -9,6 +9,7 @@ mod addresses;
 mod adopt;
 mod audit;
 mod counts;
+mod described;
 mod digest;
 mod ids;
 mod problem;
@@ -159,6 +160,7 @@ impl Reconciler {
         shared.refresh(&mut found)?;
         v4.refresh(&mut shared, Purpose::Adopt, &mut found)?;
         v6.refresh(&mut shared, Purpose::Adopt, &mut found)?;
+        refresh_descriptions(&mut shared, &mut v4, &mut v6, &mut found)?;
         let (mut in_use, others) = (v4.ids_in_use(), v6.ids_in_use());
         in_use.service = in_use.service.max(others.service);
         in_use.backend = in_use.backend.max(others.backend);
@@ -171,7 +173,7 @@ impl Reconciler {
 
     /// Takes changes into the plans and brings the maps to them. What is due for another attempt gets it too.
     pub fn reconcile(&mut self, changes: impl IntoIterator<Item = Change>) -> Report {
-        let mut subjects = self.take_changes(changes);
+        let mut subjects: BTreeSet<_> = self.take_changes(changes).into_iter().collect();
         subjects.extend(self.problems.due(self.shared.now()).cloned());
         self.bring_about(subjects)
     }
@@ -252,6 +254,7 @@ impl Reconciler {
         self.shared.refresh(&mut differences)?;
         self.v4.refresh(&mut self.shared, Purpose::Compare, &mut differences)?;
         self.v6.refresh(&mut self.shared, Purpose::Compare, &mut differences)?;
+        refresh_descriptions(&mut self.shared, &mut self.v4, &mut self.v6, &mut differences)?;
         self.shared.filter.adopt(self.v4.addresses.places().chain(self.v6.addresses.places()));
         self.shared.repair_ids(&mut differences)?;
         if !differences.is_empty() {
@@ -292,8 +295,9 @@ impl Reconciler {
         self.shared.counts
     }
 
-    fn take_changes(&mut self, changes: impl IntoIterator<Item = Change>) -> BTreeSet<Subject> {
-        let mut subjects = BTreeSet::new();
+    /// Takes changes into the plans; returns what they touch.
+    fn take_changes(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<Subject> {
+        let mut subjects = Vec::new();
         let mut touched = |plan: &ServicePlan| {
             subjects.extend(plan.ports.iter().map(|port| Subject::ServicePort(port.name.clone())));
         };
@@ -302,8 +306,11 @@ impl Reconciler {
                 let old = old.unpack(change.service());
                 touched(&old);
                 for port in &old.ports {
-                    self.v4.release(port);
-                    self.v6.release(port);
+                    // Without an id it has claimed nothing.
+                    if let Some(id) = self.shared.ids.get(&port.name) {
+                        self.v4.release(id, port);
+                        self.v6.release(id, port);
+                    }
                 }
             }
             if let Change::Apply(plan) = change {
@@ -316,8 +323,8 @@ impl Reconciler {
 
     /// All that is planned, and what else the maps hold, if that is to go.
     fn everything(&self) -> BTreeSet<Subject> {
-        let planned = self.plans.iter().flat_map(|(name, plan)| plan.unpack(name).ports);
-        let mut subjects: BTreeSet<_> = planned.map(|port| Subject::ServicePort(port.name)).collect();
+        let planned = self.plans.iter().flat_map(|(name, plan)| plan.port_names(name));
+        let mut subjects: BTreeSet<_> = planned.map(Subject::ServicePort).collect();
         if self.synced {
             let mut known = BTreeSet::new();
             for (name, id) in self.shared.ids.services() {
@@ -372,8 +379,7 @@ impl Reconciler {
     }
 
     fn attempt(&mut self, subjects: BTreeSet<Subject>) -> BTreeMap<Subject, Outcome> {
-        let mut outcomes = BTreeMap::new();
-        let mut tasks = Vec::new();
+        let (mut outcomes, mut tasks) = (Vec::new(), Vec::new());
         // The ports of a service come one after the other.
         let mut last = None;
         for subject in subjects {
@@ -385,7 +391,7 @@ impl Reconciler {
                 Ok(None) => Outcome::Done,
                 Err(error) => Outcome::Failed(error),
             };
-            outcomes.insert(subject, outcome);
+            outcomes.push((subject, outcome));
         }
         let jobs: Vec<_> = tasks.iter().map(Task::job).collect();
         let mut results = self.v4.run(&mut self.shared, &jobs, self.synced);
@@ -402,9 +408,10 @@ impl Reconciler {
             {
                 outcome = Outcome::Failed(error);
             }
-            outcomes.insert(task.subject, outcome);
+            outcomes.push((task.subject, outcome));
         }
-        outcomes
+        // Built at once, for there can be many.
+        outcomes.into_iter().collect()
     }
 
     /// What is to be done about a subject; `None` if nothing: it is not planned, and the maps hold nothing of it.
@@ -446,8 +453,11 @@ impl Reconciler {
 
     /// Takes out names and counters of backends that are none.
     fn forget_stray_rows(&mut self) {
-        let backends = self.v4.backend_keys().chain(self.v6.backend_keys()).collect();
-        if let Err(error) = self.shared.forget_all_but(&backends) {
+        let backends = self.v4.strays().chain(self.v6.strays()).collect();
+        let Self { shared, v4, v6, .. } = self;
+        let forgotten = v4.forget_missing(shared).and_then(|()| v6.forget_missing(shared));
+        let Shared { descriptions, tables, counts, .. } = shared;
+        if let Err(error) = forgotten.and_then(|()| descriptions.forget_all_but(tables, counts, &backends)) {
             tracing::warn!(%error, "names and counters of backends that are gone stay until the next comparison");
         }
     }
@@ -461,6 +471,17 @@ impl Reconciler {
             tracing::warn!(%error, "what is known of services' addresses is put right by the next comparison");
         }
     }
+}
+
+/// Reads anew what goes with backends.
+fn refresh_descriptions(
+    shared: &mut Shared,
+    v4: &mut Side<V4>,
+    v6: &mut Side<V6>,
+    differences: &mut Differences,
+) -> Result<(), TableError> {
+    let trusted = v4.described().chain(v6.described()).collect();
+    shared.descriptions.refresh(&shared.tables, trusted, differences)
 }
 
 /// Makes a tree anew, with full nodes.

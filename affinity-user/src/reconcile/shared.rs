@@ -1,12 +1,9 @@
 //! What the address families share: ids, slots, and the rows for people.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use affinity_common::{
-    abi::{backend_stats::BackendStats, backends::BackendKey, ids::NextIds, slots::Slot},
+    abi::{backends::BackendKey, ids::NextIds, slots::Slot},
     types::{BackendId, ServiceId},
 };
 
@@ -15,6 +12,7 @@ use super::{
     addresses::Filter,
     audit::Differences,
     counts::Counts,
+    described::{Described, Description, Descriptions},
     digest::Digest,
     ids::Ids,
     runs::{Run, Runs},
@@ -32,10 +30,10 @@ pub(super) struct Shared {
     pub counts: Counts,
     pub filter: Filter,
     clock: Clock,
-    /// What the maps hold: of names, digests.
+    /// What goes with backends.
+    pub descriptions: Descriptions,
+    /// What `services` holds: of names, digests.
     services: BTreeMap<ServiceId, Digest>,
-    names: BTreeMap<BackendKey, Digest>,
-    stats: BTreeSet<BackendKey>,
 }
 
 impl Shared {
@@ -46,9 +44,8 @@ impl Shared {
             counts: Counts::default(),
             filter: Filter::default(),
             clock,
+            descriptions: Descriptions::default(),
             services: BTreeMap::new(),
-            names: BTreeMap::new(),
-            stats: BTreeSet::new(),
             tables,
         }
     }
@@ -60,17 +57,16 @@ impl Shared {
     /// Packs what it keeps: see [`super::Reconciler`].
     pub fn pack(&mut self) {
         super::pack(&mut self.services);
-        super::pack(&mut self.names);
-        self.stats = std::mem::take(&mut self.stats).into_iter().collect();
         self.ids.pack();
     }
 
     pub fn fills(&self) -> [Fill; 4] {
         let Self { tables, runs, .. } = self;
+        let [names, stats] = self.descriptions.fills(tables);
         [
             Fill::of(&tables.services, self.services.len()),
-            Fill::of(&tables.backend_names, self.names.len()),
-            Fill::of(&tables.backend_stats, self.stats.len()),
+            names,
+            stats,
             Fill::of(&tables.slots, runs.capacity() - runs.free() as usize),
         ]
     }
@@ -104,52 +100,19 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the rows that go with backends: their counters, and their pods' names.
-    pub fn describe_backends(&mut self, backends: &[(BackendKey, Option<&str>)]) -> Result<(), TableError> {
-        let new: Vec<_> = backends.iter().map(|(key, _)| *key).filter(|key| !self.stats.contains(key)).collect();
-        let zeroes = vec![BackendStats::default(); new.len()];
-        let (count, counted) = self.counts.put_all(&mut self.tables.backend_stats, &new, &zeroes);
-        self.stats.extend(new.into_iter().take(count));
-
-        let (mut keys, mut rows) = (Vec::new(), Vec::new());
-        let mut forgotten = Ok(());
-        for (key, pod) in backends {
-            let Some(row) = pod.map(names::encode_backend) else {
-                forgotten = forgotten.and(self.forget_name(*key));
-                continue;
-            };
-            if self.names.get(key) != Some(&Digest::of(&[row])) {
-                keys.push(*key);
-                rows.push(row);
-            }
-        }
-        let (count, named) = self.counts.put_all(&mut self.tables.backend_names, &keys, &rows);
-        self.names.extend(keys.into_iter().zip(rows.iter().map(|row| Digest::of(&[*row]))).take(count));
-        counted.and(forgotten).and(named)
+    /// Makes what goes with backends: see [`Descriptions::describe`].
+    pub fn describe_backends(&mut self, backends: Vec<Description<'_>>) -> Result<(), TableError> {
+        self.descriptions.describe(&mut self.tables, &mut self.counts, backends)
     }
 
-    /// The backend is gone: takes out the rows that went with it.
-    pub fn forget_backend(&mut self, key: BackendKey) -> Result<(), TableError> {
-        if self.stats.contains(&key) {
-            self.counts.take(&mut self.tables.backend_stats, &key)?;
-            self.stats.remove(&key);
-        }
-        self.forget_name(key)
+    /// The backend is gone: takes out what went with it.
+    pub fn forget_backend(&mut self, key: BackendKey, there: &mut Described) -> Result<(), TableError> {
+        self.descriptions.forget(&mut self.tables, &mut self.counts, key, there)
     }
 
-    fn forget_name(&mut self, key: BackendKey) -> Result<(), TableError> {
-        if self.names.contains_key(&key) {
-            self.counts.take(&mut self.tables.backend_names, &key)?;
-            self.names.remove(&key);
-        }
-        Ok(())
-    }
-
-    /// Takes out the rows of backends that are none.
-    pub fn forget_all_but(&mut self, backends: &BTreeSet<BackendKey>) -> Result<(), TableError> {
-        let strays: BTreeSet<_> =
-            self.names.keys().chain(&self.stats).filter(|key| !backends.contains(key)).copied().collect();
-        strays.into_iter().try_for_each(|key| self.forget_backend(key))
+    /// The distrusted backend is gone: takes out what went with it.
+    pub fn forget_stray(&mut self, key: BackendKey) -> Result<(), TableError> {
+        self.descriptions.forget_stray(&mut self.tables, &mut self.counts, key)
     }
 
     /// Writes slots in a run that no frontend points at.
@@ -196,8 +159,8 @@ impl Shared {
                 }
             }
         }
-        let service = self.services.keys().copied().chain(self.rows_of_backends().map(|key| key.service));
-        let backend = self.rows_of_backends().map(|key| key.backend);
+        let service = self.services.keys().copied().chain(self.descriptions.strays().map(|key| key.service));
+        let backend = self.descriptions.strays().map(|key| key.backend);
         let beyond = NextIds {
             service: service.fold(in_use.service, |beyond, id| beyond.max(after_service(id))),
             backend: backend.fold(in_use.backend, |beyond, id| beyond.max(after_backend(id))),
@@ -206,26 +169,13 @@ impl Shared {
         Ok(())
     }
 
-    fn rows_of_backends(&self) -> impl Iterator<Item = &BackendKey> {
-        self.names.keys().chain(&self.stats)
-    }
-
-    /// Reads the maps anew.
+    /// Reads the maps anew, but for what goes with backends: see [`Descriptions::refresh`].
     pub fn refresh(&mut self, differences: &mut Differences) -> Result<(), TableError> {
         self.filter.refresh(&self.tables, differences)?;
         let digests = |(id, row)| (id, Digest::of(&[row]));
         let services = self.tables.services.entries()?.into_iter().map(digests).collect();
         differences.note(self.tables.services.name(), &self.services, &services);
         self.services = services;
-        let names = self.tables.backend_names.entries()?;
-        let names = names.into_iter().map(|(key, row)| (key, Digest::of(&[row]))).collect();
-        differences.note(self.tables.backend_names.name(), &self.names, &names);
-        self.names = names;
-        // Their values are the datapath's.
-        let stats: BTreeSet<_> = self.tables.backend_stats.keys()?.into_iter().collect();
-        let present = |keys: &BTreeSet<BackendKey>| keys.iter().map(|key| (*key, ())).collect();
-        differences.note(self.tables.backend_stats.name(), &present(&self.stats), &present(&stats));
-        self.stats = stats;
         Ok(())
     }
 

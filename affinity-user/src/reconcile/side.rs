@@ -14,7 +14,10 @@ use affinity_common::{
 
 use litemap::LiteMap;
 
-use super::{Fill, ReconcileError, addresses::Addresses, digest::Digest, runs::Run, shared::Shared, sweep::Sweeper};
+use super::{
+    Fill, ReconcileError, addresses::Addresses, described::Described, digest::Digest, runs::Run, shared::Shared,
+    sweep::Sweeper,
+};
 use crate::{
     model::{FrontendAddress, ServicePortName},
     plan::{BackendPlan, FamilyPlan, FrontendPlan, PlanFamily, PortPlan},
@@ -32,7 +35,7 @@ pub(super) struct Side<F: Family> {
     /// How many entries `backends` has.
     pub backends: usize,
     /// Which service port is to have which frontend.
-    pub claims: HashMap<FrontendKey<F>, ServicePortName>,
+    pub claims: HashMap<FrontendKey<F>, ServiceId>,
     pub sweeper: Sweeper<F>,
 }
 
@@ -57,6 +60,8 @@ pub(super) struct Held {
     pub id: BackendId,
     /// What the map holds of it, but for where it is.
     row: Option<Row>,
+    /// What goes with it.
+    pub described: Described,
 }
 
 #[derive(Clone, Copy)]
@@ -68,8 +73,8 @@ struct Row {
 
 impl Held {
     /// One that the map does not hold yet.
-    pub fn new(id: BackendId) -> Self {
-        Self { id, row: None }
+    pub fn new(id: BackendId, described: Described) -> Self {
+        Self { id, row: None, described }
     }
 
     /// Whether the map holds it.
@@ -110,9 +115,11 @@ pub(super) struct SlotRun {
 
 impl SlotRun {
     pub fn new(run: Run, slots: &[BackendId]) -> Self {
-        // A set first: a long row that is cut would leave a hole where little finds room.
-        let backends: BTreeSet<_> = slots.iter().copied().collect();
-        Self { run, digest: Digest::of(slots), backends: backends.into_iter().collect() }
+        let mut backends = slots.to_vec();
+        backends.sort_unstable();
+        backends.dedup();
+        // Anew: a long row that is cut would leave a hole where little finds room.
+        Self { run, digest: Digest::of(slots), backends: backends.iter().copied().collect() }
     }
 }
 
@@ -183,6 +190,12 @@ impl<F: Family> Work<'_, F> {
         self.plan.map_or(&[], |plan| &plan.backends)
     }
 
+    /// The backend that is to be there.
+    pub fn backend(&self, at: At<F>) -> Option<&BackendPlan<F>> {
+        let backends = self.backends();
+        backends.get(backends.binary_search_by_key(&at, |backend| (backend.addr, backend.port)).ok()?)
+    }
+
     pub fn is_going_well(&self) -> bool {
         matches!(self.outcome, Outcome::Done)
     }
@@ -230,10 +243,10 @@ impl<F: PlanFamily> Side<F> {
         ]
     }
 
-    /// A plan is out of force: its frontends are free for others.
-    pub fn release(&mut self, plan: &PortPlan) {
+    /// The plan of a service port is out of force: its frontends are free for others.
+    pub fn release(&mut self, id: ServiceId, plan: &PortPlan) {
         for key in plan.family::<F>().frontends.iter().map(key_of) {
-            if self.claims.get(&key) == Some(&plan.name) {
+            if self.claims.get(&key) == Some(&id) {
                 self.claims.remove(&key);
             }
         }
@@ -257,12 +270,29 @@ impl<F: PlanFamily> Side<F> {
         })
     }
 
-    /// Every backend that the map holds.
-    pub fn backend_keys(&self) -> impl Iterator<Item = BackendKey> {
-        self.services.iter().flat_map(|(&service, holding)| {
-            let held = holding.backends.values().filter(|held| held.is_there()).map(|held| held.id);
-            held.chain(holding.strays.iter().copied()).map(move |backend| BackendKey { service, backend })
+    /// What goes with the backends that are trusted.
+    pub fn described(&mut self) -> impl Iterator<Item = (BackendKey, &mut Described)> {
+        self.services.iter_mut().flat_map(|(&service, holding)| {
+            let backends = holding.backends.iter_mut().map(|(_, held)| held);
+            backends.map(move |held| (BackendKey { service, backend: held.id }, &mut held.described))
         })
+    }
+
+    /// The backends that are distrusted.
+    pub fn strays(&self) -> impl Iterator<Item = BackendKey> {
+        self.services
+            .iter()
+            .flat_map(|(&service, holding)| holding.strays.iter().map(move |&backend| BackendKey { service, backend }))
+    }
+
+    /// Takes out what goes with backends that the map does not hold.
+    pub fn forget_missing(&mut self, shared: &mut Shared) -> Result<(), TableError> {
+        for (&service, holding) in &mut self.services {
+            for (_, held) in holding.backends.iter_mut().filter(|(_, held)| !held.is_there()) {
+                shared.forget_backend(BackendKey { service, backend: held.id }, &mut held.described)?;
+            }
+        }
+        Ok(())
     }
 
     /// Brings service ports to their plans. `synced`: whether what no plan wants may go.
@@ -273,7 +303,7 @@ impl<F: PlanFamily> Side<F> {
         if synced && let Err(error) = self.addresses.take_unused_out(&mut self.tables.addresses, shared) {
             tracing::warn!(%error, "an address without services stays until the next attempt");
         }
-        let mut works: Vec<_> = jobs.iter().map(|job| self.begin(job, synced)).collect();
+        let mut works: Vec<_> = jobs.iter().map(|job| self.begin(shared, job, synced)).collect();
         for work in works.iter_mut().filter(|work| work.is_going_well()) {
             let result = self.take_frontends_out(shared, work, false);
             work.note(result);
@@ -295,10 +325,14 @@ impl<F: PlanFamily> Side<F> {
         works.into_iter().map(|work| work.outcome).collect()
     }
 
-    fn begin<'a>(&mut self, job: &'a Job<'a>, synced: bool) -> Work<'a, F> {
+    fn begin<'a>(&mut self, shared: &Shared, job: &'a Job<'a>, synced: bool) -> Work<'a, F> {
         let mut work = Work {
             job,
-            plan: job.plan.map(PortPlan::family::<F>),
+            // Of a family that it has not, there is nothing to be done.
+            plan: job
+                .plan
+                .map(PortPlan::family::<F>)
+                .filter(|plan| !plan.frontends.is_empty() || !self.is_gone(job.id)),
             wanted: BTreeSet::new(),
             conflict: None,
             had_affinity: self.has_affinity(job.id),
@@ -306,16 +340,17 @@ impl<F: PlanFamily> Side<F> {
             outcome: Outcome::Done,
             added: false,
         };
-        if let (Some(plan), Some(name)) = (work.plan, job.name) {
-            for key in plan.frontends.iter().map(key_of) {
-                let holder = self.claims.entry(key).or_insert_with(|| name.clone());
-                if holder == name {
-                    work.wanted.insert(key);
-                } else {
-                    let frontend = FrontendAddress { addr: F::to_ip(&key.addr), port: key.port, proto: key.proto };
-                    let frontend = frontend.to_string();
-                    work.conflict = Some(ReconcileError::Conflict { frontend, holder: holder.clone() });
-                }
+        for key in work.plan.iter().flat_map(|plan| &plan.frontends).map(key_of) {
+            let holder = self.claims.entry(key).or_insert(job.id);
+            if *holder != job.id
+                && let Some(other) = shared.ids.name(*holder)
+            {
+                let frontend = FrontendAddress { addr: F::to_ip(&key.addr), port: key.port, proto: key.proto };
+                let frontend = frontend.to_string();
+                work.conflict = Some(ReconcileError::Conflict { frontend, holder: other.clone() });
+            } else {
+                *holder = job.id;
+                work.wanted.insert(key);
             }
         }
         if !synced && self.takes_out(&work) {

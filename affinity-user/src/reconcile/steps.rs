@@ -13,6 +13,7 @@ use affinity_common::{
 
 use super::{
     ReconcileError,
+    described::{Described, Description},
     digest::Digest,
     runs::Run,
     shared::Shared,
@@ -39,7 +40,7 @@ impl<F: PlanFamily> Side<F> {
     ) -> Result<(), ReconcileError> {
         let Some(holding) = self.services.get_mut(&work.job.id) else { return Ok(()) };
         let claims = &self.claims;
-        let is_claimed = |key: &FrontendKey<F>| claims.get(key).is_some_and(|name| Some(name) != work.job.name);
+        let is_claimed = |key: &FrontendKey<F>| claims.get(key).is_some_and(|id| *id != work.job.id);
         let gone: Vec<_> = holding
             .frontends
             .keys()
@@ -74,14 +75,14 @@ impl<F: PlanFamily> Side<F> {
         work: &Work<'_, F>,
     ) -> Result<Result<(), TableError>, ReconcileError> {
         let service = work.job.id;
-        self.share_ids(work);
+        self.share_ids(shared, work);
         let holding = self.services.entry(service).or_default();
         let unknown: BTreeSet<_> =
             work.backends().iter().map(|b| (b.addr, b.port)).filter(|at| !holding.backends.contains_key(at)).collect();
         let ids = shared.ids.backends(&mut shared.tables.ids, &mut shared.counts, unknown.len())?;
         holding.backends.reserve(unknown.len());
         for (at, id) in unknown.into_iter().zip(ids) {
-            holding.backends.insert(at, Held::new(BackendId { id }));
+            holding.backends.insert(at, Held::new(BackendId { id }, Described::default()));
         }
 
         let capacity = self.tables.backends.capacity();
@@ -91,22 +92,22 @@ impl<F: PlanFamily> Side<F> {
             return Err(TableError::Full { map: self.tables.backends.name().to_owned(), capacity }.into());
         }
 
-        let (mut named, mut places, mut keys, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for backend in work.backends() {
-            let at = (backend.addr, backend.port);
-            let Some(held) = holding.backends.get(&at) else { continue };
+        let (mut described, mut places, mut keys, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (&at, held) in &mut holding.backends {
+            let Some(backend) = work.backend(at) else { continue };
             let key = BackendKey { service, backend: held.id };
-            named.push((key, backend.target.as_deref()));
             let row = row_of(backend);
+            let is_right = [row, Backend { flags: ELIGIBLE, ..row }].map(Some).contains(&held.row(at));
+            described.push(Description { key, pod: backend.target.as_deref(), there: &mut held.described });
             // One that is no longer eligible is marked when no slot names it any more.
-            if [row, Backend { flags: ELIGIBLE, ..row }].map(Some).contains(&held.row(at)) {
+            if is_right {
                 continue;
             }
             places.push(at);
             keys.push(key);
             rows.push(row);
         }
-        let described = shared.describe_backends(&named);
+        let described = shared.describe_backends(described);
         let (count, done) = shared.counts.put_all(&mut self.tables.backends, &keys, &rows);
         let mut put: Vec<(F::Addr, Port)> = Vec::new();
         for (at, row) in places.into_iter().zip(rows).take(count) {
@@ -137,7 +138,7 @@ impl<F: PlanFamily> Side<F> {
     /// one has had instead goes, like any second id, as soon as no slot names it.
     ///
     /// Where a pod has several target ports for one service port, its first one stands for it.
-    fn share_ids(&mut self, work: &Work<'_, F>) {
+    fn share_ids(&mut self, shared: &mut Shared, work: &Work<'_, F>) {
         let mut oldest: BTreeMap<F::Addr, BackendId> = BTreeMap::new();
         let held = work.job.sharing.iter().filter_map(|service| self.services.get(service));
         for (&(addr, _), held) in held.flat_map(|holding| &holding.backends) {
@@ -147,7 +148,8 @@ impl<F: PlanFamily> Side<F> {
         if oldest.is_empty() {
             return;
         }
-        let holding = self.services.entry(work.job.id).or_default();
+        let service = work.job.id;
+        let holding = self.services.entry(service).or_default();
         let mut taken: BTreeSet<_> = holding.backends.values().map(|held| held.id).collect();
         taken.extend(&holding.strays);
         let mut before = None;
@@ -157,10 +159,10 @@ impl<F: PlanFamily> Side<F> {
             }
             // Where the service port has given it to something else, that stays.
             let Some(&id) = oldest.get(&backend.addr).filter(|id| taken.insert(**id)) else { continue };
-            let shared = Held::new(id);
-            if let Some(own) = holding.backends.insert((backend.addr, backend.port), shared)
-                && own.is_there()
-            {
+            let oldest = Held::new(id, shared.descriptions.trust(BackendKey { service, backend: id }));
+            let Some(own) = holding.backends.insert((backend.addr, backend.port), oldest) else { continue };
+            shared.descriptions.distrust(BackendKey { service, backend: own.id }, own.described);
+            if own.is_there() {
                 holding.strays.insert(own.id);
             }
         }
@@ -291,7 +293,7 @@ impl<F: PlanFamily> Side<F> {
                         held.note_gone();
                         self.backends -= 1;
                     }
-                    shared.forget_backend(key)?;
+                    shared.forget_backend(key, &mut held.described)?;
                     removed.insert(*at);
                 }
                 (Some(planned), Some(row)) if row != *planned && !planned.is_eligible() => {
@@ -312,7 +314,7 @@ impl<F: PlanFamily> Side<F> {
             shared.counts.take(&mut self.tables.backends, &key)?;
             self.backends -= 1;
             holding.strays.remove(&backend);
-            shared.forget_backend(key)?;
+            shared.forget_stray(key)?;
         }
 
         let now = shared.now();
