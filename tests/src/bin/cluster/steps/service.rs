@@ -17,7 +17,8 @@ fn patch(world: &World<'_>, spec: &str, timeout: Option<u32>) -> Result<()> {
         eventually(&format!("{spec} on {node}"), || {
             let rows: Vec<ServiceRow> = world.lab.affinity(node, &["service", "list"])?;
             let mut rows = rows.iter().filter(|row| row.service == "demo/web");
-            Ok(rows.all(|row| row.affinity_timeout_seconds == timeout).then_some(()))
+            let is_so = rows.clone().count() == 2 && rows.all(|row| row.affinity_timeout_seconds == timeout);
+            Ok(is_so.then_some(()))
         })?;
     }
     Ok(())
