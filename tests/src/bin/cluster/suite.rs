@@ -93,6 +93,13 @@ impl Observed {
         self.0.insert(what, seen);
     }
 
+    /// Adds what the same loads have seen later.
+    pub fn add(&mut self, later: Self) {
+        for (what, seen) in later.0 {
+            self.0.entry(what).or_default().add(&seen);
+        }
+    }
+
     /// All of them together.
     pub fn sum(&self) -> Seen {
         let mut sum = Seen::default();
@@ -134,13 +141,15 @@ impl Observed {
     /// The figures of a step: requests, failed, moved, and more words.
     pub fn figures(&self, more: &str) -> Figures {
         let seen = self.sum();
-        let slowest = seen.slowest.as_millis();
+        let slowest = self.0.iter().max_by_key(|(_, seen)| seen.slowest);
+        let slowest = slowest.map(|(what, seen)| format!("slowest {} ms ({what})", seen.slowest.as_millis()));
         let line = format!(
-            "{} clients, {} requests, {} failed, {} moved, slowest {slowest} ms{}{more}",
+            "{} clients, {} requests, {} failed, {} moved, {}{}{more}",
             self.0.len(),
             seen.requests,
             seen.failed,
             seen.moved,
+            slowest.unwrap_or_default(),
             if more.is_empty() { "" } else { "; " }
         );
         Figures { line, seen }

@@ -123,11 +123,16 @@ pub fn scale(world: &World<'_>) -> Result<Figures> {
     };
     let load = world.start_all()?;
     to(many)?;
+    rest(1);
+    let up = load.stop()?;
+    up.check(0)?;
+    let load = world.start_all()?;
+    rest(1);
     to(1)?;
     rest(1);
-    let loaded = load.stop()?;
-    // Up: nobody moves. Down to one: once, though on the way there a second choice may go, too.
-    loaded.check(8)?;
+    let down = load.stop()?;
+    // Once, though on the way there a second choice may go, too.
+    down.check(8)?;
     to(0)?;
     let mut refused: BTreeMap<String, u64> = BTreeMap::new();
     let mut slowest = Duration::ZERO;
@@ -149,6 +154,10 @@ pub fn scale(world: &World<'_>) -> Result<Figures> {
     for client in &world.clients {
         pod_of(client, world.web.v4)?;
     }
-    let more = format!("5 -> {many} -> 1 -> 0 -> 5 pods; without a pod refused within {} ms", slowest.as_millis());
-    Ok(loaded.figures(&more))
+    let moved = down.web.sum().moved;
+    let more = format!(
+        "5 -> {many} -> 1 -> 0 -> 5 pods, {moved} moves on the way down alone; without a pod refused within {} ms",
+        slowest.as_millis()
+    );
+    Ok(up.and(down).figures(&more))
 }

@@ -79,9 +79,7 @@ pub fn run(lab: &Lab, suite: &mut Suite, short: bool) -> Result<()> {
         step("daemon-restarts", false, &|| daemon::restarts(&world));
         step("daemon-upgrades", false, &|| daemon::upgrades(&world));
         step("daemon-out-of-memory", false, &|| daemon::out_of_memory(&world));
-        if way == Way::Packets {
-            step("kubelet-stopped", false, &|| daemon::kubelet_stopped(&world));
-        }
+        step("kubelet-stopped", false, &|| daemon::kubelet_stopped(&world));
     }
     Ok(())
 }
@@ -197,6 +195,13 @@ impl Loaded {
         self.web.none_failed()?;
         self.others.none_failed().context("beside the web service")?;
         self.web.moved_at_most(moves)
+    }
+
+    /// This and what came of the same loads later.
+    fn and(mut self, later: Self) -> Self {
+        self.web.add(later.web);
+        self.others.add(later.others);
+        self
     }
 
     fn figures(&self, more: &str) -> Figures {
