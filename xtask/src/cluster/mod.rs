@@ -24,7 +24,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask cluster test\n  cargo xtask cluster up\n  \
                         cargo xtask cluster kubectl apply -k kind/deploy\n  cargo xtask cluster kubectl get pods -A\n  \
-                        cargo xtask cluster in n1 bpftool link\n  cargo xtask cluster in client ping -c 1 198.51.100.11\n  \
+                        cargo xtask cluster in n1 bpftool link\n  cargo xtask cluster in client busybox ping -c 1 198.51.100.11\n  \
                         cargo xtask cluster down")]
 pub struct Args {
     #[command(subcommand)]
@@ -38,6 +38,9 @@ enum Verb {
     /// End it; nothing is left of it
     Down,
     /// Run the tests of the whole on a cluster of their own: the image and kind/deploy, over TC and sockets, IPv4 and IPv6
+    ///
+    /// Without --short that takes half an hour, and begins with building the image of an earlier commit, once, to upgrade
+    /// from: the checkout must have its history.
     Test {
         /// The core of it, in minutes, as `cargo xtask test cluster` does
         #[arg(long)]
@@ -78,6 +81,9 @@ pub fn verb(args: Args) -> Result<()> {
         Verb::Down => down(),
         Verb::Test { short, keep, only } => {
             let cluster = Cluster::prepare(&mut Assets::find_or_build(Set::Cluster))?;
+            if !short && are_wanted(&only, "daemon-upgrades") {
+                image::earlier::build()?;
+            }
             let mut suite = cluster.suite(short)?;
             suite.args(only);
             let running = cluster.up_for_now(keep)?;
@@ -160,6 +166,12 @@ impl Cluster {
         command.current_dir(workspace::root());
         Ok(command)
     }
+}
+
+/// Whether a step is to be run, by either way, as the suite understands names of steps.
+fn are_wanted(only: &[String], step: &str) -> bool {
+    let names = ["sockets", "tc"].map(|way| format!("{way}/{step}"));
+    only.is_empty() || only.iter().any(|wanted| names.iter().any(|name| name.starts_with(wanted.as_str())))
 }
 
 /// A cluster that ends with this.

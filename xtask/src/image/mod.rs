@@ -1,6 +1,7 @@
 //! `cargo xtask image`: the daemon as a container image, made without a container engine.
 
 pub mod archive;
+pub mod earlier;
 pub mod layer;
 
 use std::{
@@ -36,7 +37,7 @@ pub fn verb(_: &Args) -> Result<()> {
 /// Builds the image and returns where it is.
 pub fn build() -> Result<PathBuf> {
     let binary = build::static_daemon()?;
-    let Archive { bytes, digest } = pack(&binary)?;
+    let Archive { bytes, digest } = pack(&binary, NAME)?;
     if bytes.len() >= LARGEST {
         bail!("the image has {} MiB: {} are the most that is expected", bytes.len() >> 20, LARGEST >> 20);
     }
@@ -47,11 +48,11 @@ pub fn build() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn pack(binary: &Path) -> Result<Archive> {
+fn pack(binary: &Path, name: &str) -> Result<Archive> {
     let mut files = Files::default();
     files.program("/usr/bin/affinity", fs::read(binary).with_context(|| binary.display().to_string())?);
     let image = Image {
-        name: NAME,
+        name,
         entrypoint: &["/usr/bin/affinity"],
         labels: &[
             ("org.opencontainers.image.title", "affinity"),

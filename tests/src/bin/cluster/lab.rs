@@ -1,5 +1,6 @@
 //! The cluster as the suite sees it: `kubectl` as its administrator, commands on its nodes, the daemon's own verbs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use affinity_tests::process::{Place, Process};
 use anyhow::{Context as _, Result, bail};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::loaded_programs;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -106,6 +109,22 @@ impl Lab {
     pub fn import(&self, node: &str, archive: &str) -> Result<()> {
         let ctr = self.system.join("usr/bin/ctr").display().to_string();
         self.on_node(node, &[&ctr, "-n", "k8s.io", "images", "import", archive]).map(|_| ())
+    }
+
+    /// What the node's pinned links run: the tags of the programs' instructions, by the links' paths.
+    pub fn programs(&self, node: &str) -> Result<BTreeMap<String, u64>> {
+        let init = fs::read_to_string(self.state.join(node).join("init.pid"))?;
+        let pins = PathBuf::from(format!("/proc/{}/root/sys/fs/bpf/affinity/links", init.trim()));
+        let tags = loaded_programs().filter_map(Result::ok).map(|program| (program.id(), program.tag()));
+        let tags: BTreeMap<u32, u64> = tags.collect();
+        let mut found = BTreeMap::new();
+        for pin in fs::read_dir(&pins).with_context(|| pins.display().to_string())? {
+            let pin = pin?.path();
+            let link = FdLink::from(PinnedLink::from_pin(&pin)?).info()?;
+            let tag = tags.get(&link.program_id()).with_context(|| pin.display().to_string())?;
+            found.insert(pin.file_name().unwrap_or_default().display().to_string(), *tag);
+        }
+        Ok(found)
     }
 
     fn get<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {

@@ -45,24 +45,57 @@ pub fn restarts(world: &World<'_>) -> Result<Figures> {
     Ok(loaded.figures("10 restarts"))
 }
 
-/// The image imported anew and rolled out, three times.
+/// An upgrade from an earlier commit's image to this one's, three times, and the way back in between.
 pub fn upgrades(world: &World<'_>) -> Result<Figures> {
     let times = 3;
-    let image = std::path::absolute("target/image/affinity.tar")?.display().to_string();
-    let load = world.start_all()?;
-    rest(1);
-    for _ in 0..times {
-        for node in NODES {
-            world.lab.import(node, &image)?;
-        }
-        world.lab.kubectl(&["rollout", "restart", "-n", SYSTEM, "daemonset/affinity"])?;
-        world.lab.rolled_out(SYSTEM, "daemonset/affinity")?;
-        back(world)?;
-        rest(1);
+    let image = std::path::absolute("target/image/earlier.tar")?;
+    ensure!(image.is_file(), "there is no {}: `cargo xtask cluster test` builds it", image.display());
+    for node in NODES {
+        world.lab.import(node, &image.display().to_string())?;
     }
-    let loaded = load.stop()?;
+    let done = roll(world, EARLIER).and_then(|()| {
+        let load = world.start_all()?;
+        rest(1);
+        for time in 0..times {
+            if time > 0 {
+                roll(world, EARLIER)?;
+            }
+            roll(world, CURRENT)?;
+        }
+        load.stop()
+    });
+    if done.is_err() {
+        // The steps after this one are to be about this version.
+        set_image(world, CURRENT)?;
+    }
+    let loaded = done?;
     loaded.check(0)?;
-    Ok(loaded.figures(&format!("{times} rollouts")))
+    Ok(loaded.figures(&format!("{times} upgrades, other programs each time, and {} ways back", times - 1)))
+}
+
+/// The image of this checkout, as `kind/deploy` has it.
+const CURRENT: &str = "localhost/affinity:dev";
+/// That of an earlier commit.
+const EARLIER: &str = "localhost/affinity:earlier";
+
+fn set_image(world: &World<'_>, image: &str) -> Result<()> {
+    let images = ["affinity", "mount"].map(|container| format!("{container}={image}"));
+    world.lab.kubectl(&["set", "image", "-n", SYSTEM, "daemonset/affinity", &images[0], &images[1]])?;
+    world.lab.rolled_out(SYSTEM, "daemonset/affinity")?;
+    back(world)
+}
+
+/// Has both nodes run another image, and sees that other programs are where those of the one before were.
+fn roll(world: &World<'_>, image: &str) -> Result<()> {
+    let before = NODES.map(|node| world.lab.programs(node));
+    set_image(world, image)?;
+    for (node, before) in NODES.into_iter().zip(before) {
+        let (before, after) = (before?, world.lab.programs(node)?);
+        let same: Vec<&String> =
+            before.iter().filter(|(link, tag)| after.get(*link) == Some(*tag)).map(|it| it.0).collect();
+        ensure!(after.len() >= before.len() && same.len() < before.len(), "{node}: {image} left {same:?} as they were");
+    }
+    Ok(())
 }
 
 /// The kernel kills it for its memory: its limit is put below what it has.
