@@ -39,7 +39,7 @@ enum Verb {
     Down,
     /// Run the tests of the whole on a cluster of their own: the image and kind/deploy, over TC and sockets, IPv4 and IPv6
     ///
-    /// Without --short that takes half an hour, and begins with building the image of an earlier commit, once, to upgrade
+    /// Without --short that takes about 20 minutes, and begins with building the image of an earlier commit, once, to upgrade
     /// from: the checkout must have its history.
     Test {
         /// The core of it, in minutes, as `cargo xtask test cluster` does

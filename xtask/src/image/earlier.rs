@@ -29,10 +29,9 @@ pub fn build() -> Result<PathBuf> {
     let started = Instant::now();
     let checkout = workspace::root().join("target/earlier");
     let built = daemon(&checkout).and_then(|binary| pack(&binary, NAME));
-    let removed = fs::remove_dir_all(&checkout);
     write(&path, &built?.bytes)?;
     fs::write(&made_of, COMMIT).with_context(|| made_of.display().to_string())?;
-    removed.with_context(|| checkout.display().to_string())?;
+    fs::remove_dir_all(&checkout).with_context(|| checkout.display().to_string())?;
     let took = say::duration(started.elapsed());
     say::progress("Built", &format!("{} ({NAME}, of {COMMIT}, in {took})", workspace::short(&path)));
     Ok(path)
@@ -41,9 +40,7 @@ pub fn build() -> Result<PathBuf> {
 /// Its own `cargo xtask image` in a checkout of its own.
 fn daemon(checkout: &Path) -> Result<PathBuf> {
     say::progress("Building", &format!("the image of {COMMIT}, to upgrade from (minutes, once)"));
-    if checkout.exists() {
-        fs::remove_dir_all(checkout).with_context(|| checkout.display().to_string())?;
-    }
+    // Where that was interrupted it goes on.
     fs::create_dir_all(checkout).with_context(|| checkout.display().to_string())?;
     let archive = checkout.join("earlier.tar");
     let mut git = Command::new("git");
