@@ -419,7 +419,7 @@ async fn pods_that_may_not_be_listed_hold_nothing_up() {
 async fn pods_that_do_not_come_are_not_waited_for() {
     let script = vec![Watch(vec![], Hold), Status(500)];
     let server = Server::start_for(PODS, script).await;
-    let patience = Duration::from_millis(50);
+    let patience = Duration::from_millis(500);
     let mut told = Told::of(Kind::Pod, &Options { patience, ..options(&server.kubeconfig) });
     told.expect(&["init", "stale: http://127.0.0.1:…"]).await;
     told.kind = Kind::Service;
