@@ -13,12 +13,14 @@ use crate::suite::Figures;
 const TIMEOUT: &str = "900ms";
 
 /// Pods that come all at once connect to the web service, each once, by the first SYN that they ever send.
+///
+/// Over IPv4 alone: over IPv6 the first packets of a new pod are lost in this cluster's network, also those to a pod's own
+/// address, which no service has a part in.
 pub fn packets(world: &World<'_>) -> Result<Figures> {
     let count = if world.short { 3 } else { 15 };
-    let servers = world.web.both();
+    let server = world.web.v4.to_string();
     let pods: Vec<Value> = (0..count * NODES.len())
         .map(|index| {
-            let server = servers[index / NODES.len() % servers.len()].to_string();
             json!({
                 "apiVersion": "v1",
                 "kind": "Pod",
@@ -50,6 +52,12 @@ pub fn packets(world: &World<'_>) -> Result<Figures> {
     })?;
     let failed: Vec<&str> = phases.split_whitespace().filter(|pod| pod.ends_with("=Failed")).collect();
     ensure!(phases.split_whitespace().count() == pods.len(), "not all of {} pods: {phases}", pods.len());
+    let say = |pod: &&str| {
+        let name = pod.trim_end_matches("=Failed");
+        let said = world.lab.kubectl(&["logs", "-n", DEMO, name]).unwrap_or_else(|error| format!("{error:#}"));
+        format!("{name}: {}", said.trim())
+    };
+    let failed: Vec<String> = failed.iter().map(say).collect();
     ensure!(failed.is_empty(), "not connected within {TIMEOUT}: {failed:?} of {} pods", pods.len());
     world.lab.kubectl(&delete)?;
     Ok(format!("{} pods that came at once each connected by the first SYN they sent", pods.len()).into())
