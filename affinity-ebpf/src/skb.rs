@@ -203,8 +203,8 @@ impl Packet for Skb {
     }
 }
 
-/// What `bpf_csum_diff` makes of two addresses, by a quarter of what its call takes: the sum of the new one's words and of the
-/// old one's complement, carries added (RFC 1624). How the packet's checksum follows, only the kernel knows.
+/// What `bpf_csum_diff` makes of two addresses, without a call: the sum of the new one's words and of the old one's complement,
+/// carries added (RFC 1624). How the packet's checksum follows, only the kernel knows.
 #[inline(always)]
 fn difference(from: &[u8], to: &[u8]) -> u64 {
     let sum = |bytes: &[u8], flip: u32| -> u64 {

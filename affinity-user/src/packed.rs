@@ -33,6 +33,11 @@ impl Packing {
     }
 }
 
+/// The flags that are set, as one.
+pub(crate) fn flags<const N: usize>(flags: [(bool, u8); N]) -> u8 {
+    flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag)
+}
+
 impl From<Packing> for Box<[u8]> {
     fn from(Packing { bytes, .. }: Packing) -> Self {
         bytes.into()

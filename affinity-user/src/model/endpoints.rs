@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Endpoint, Hints, Text};
-use crate::packed::{Packing, Unpacking};
+use crate::packed::{Packing, Unpacking, flags};
 
 /// Endpoints in their order.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl FromIterator<Endpoint> for Endpoints {
         let (mut packing, mut nodes, mut all_hints) = (Packing::default(), Vec::new(), Vec::new());
         for Endpoint { address, ready, serving, terminating, node_name, hints, target } in endpoints {
             let is_other = hints.is_some() && hints.as_ref() != all_hints.last();
-            let flags = [
+            let flags = flags([
                 (ready, READY),
                 (serving, SERVING),
                 (terminating, TERMINATING),
@@ -78,8 +78,8 @@ impl FromIterator<Endpoint> for Endpoints {
                 (target.is_some(), TARGET),
                 (hints.is_some(), HINTS),
                 (is_other, OTHER_HINTS),
-            ];
-            packing.bytes(&[flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag)]);
+            ]);
+            packing.bytes(&[flags]);
             match address {
                 IpAddr::V4(address) => packing.bytes(&address.octets()),
                 IpAddr::V6(address) => packing.bytes(&address.octets()),

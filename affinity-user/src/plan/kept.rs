@@ -8,7 +8,7 @@ use affinity_common::{
 use super::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, Scope, ServicePlan};
 use crate::{
     model::{ServiceName, ServicePortName, shared},
-    packed::{Packing, Unpacking},
+    packed::{Packing, Unpacking, flags},
 };
 
 /// All of a [`ServicePlan`] but the service's name: the names of the ports, then the ports.
@@ -65,13 +65,13 @@ impl Kept {
 
 fn pack_port(packing: &mut Packing, port: &PortPlan) {
     let PortPlan { name: _, seed, affinity, shares_affinity, scope, v4, v6 } = port;
-    let flag = |is_set, flag| if is_set { flag } else { 0 };
-    let flags = flag(affinity.is_some(), AFFINITY)
-        | flag(*shares_affinity, SHARED)
-        | flag(*scope == Scope::Local, LOCAL)
-        | flag(v4.others, OTHERS_V4)
-        | flag(v6.others, OTHERS_V6);
-    packing.bytes(&[flags]);
+    packing.bytes(&[flags([
+        (affinity.is_some(), AFFINITY),
+        (*shares_affinity, SHARED),
+        (*scope == Scope::Local, LOCAL),
+        (v4.others, OTHERS_V4),
+        (v6.others, OTHERS_V6),
+    ])]);
     packing.bytes(&seed.to_ne_bytes());
     packing.bytes(&affinity.unwrap_or(Seconds::new(0)).secs.to_ne_bytes());
     pack_family(packing, v4);
@@ -89,9 +89,8 @@ fn pack_family<F: Family>(packing: &mut Packing, family: &FamilyPlan<F>) {
     packing.number(backends.len());
     let mut last = Port::default();
     for BackendPlan { addr, port, eligible, target } in backends {
-        let flag = |is_set, flag| if is_set { flag } else { 0 };
         let is_same = *port == last;
-        packing.bytes(&[flag(*eligible, ELIGIBLE) | flag(target.is_some(), NAMED) | flag(is_same, SAME_PORT)]);
+        packing.bytes(&[flags([(*eligible, ELIGIBLE), (target.is_some(), NAMED), (is_same, SAME_PORT)])]);
         packing.bytes(addr.as_ref());
         if !is_same {
             packing.bytes(&port.be);

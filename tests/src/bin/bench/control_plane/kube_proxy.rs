@@ -112,11 +112,6 @@ impl<'a> KubeProxy<'a> {
         let count = text.lines().find_map(|line| line.strip_prefix(FULL_SYNCS)).unwrap_or("0");
         Ok(count.trim().parse()?)
     }
-
-    /// Its resident memory, in bytes.
-    pub fn resident(&self) -> Result<u64> {
-        process::memory(self.process.pid(), "VmRSS:")
-    }
 }
 
 impl Programmer for KubeProxy<'_> {
@@ -132,5 +127,9 @@ impl Programmer for KubeProxy<'_> {
 
     fn cpu_time(&mut self) -> Result<Duration> {
         process::cpu_time(self.process.pid())
+    }
+
+    fn resident(&mut self) -> Result<u64> {
+        process::memory(self.process.pid(), "VmRSS:")
     }
 }

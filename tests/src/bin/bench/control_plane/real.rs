@@ -73,6 +73,8 @@ pub trait Programmer {
     fn wait(&mut self, service: u32, first: Ipv4Addr) -> Result<Instant>;
     /// How much time of a CPU it has used so far.
     fn cpu_time(&mut self) -> Result<Duration>;
+    /// Its resident memory, in bytes.
+    fn resident(&mut self) -> Result<u64>;
 }
 
 /// The daemon, and what its map said before a change.
@@ -93,6 +95,10 @@ impl Programmer for Daemon<'_> {
 
     fn cpu_time(&mut self) -> Result<Duration> {
         self.site.cpu_time()
+    }
+
+    fn resident(&mut self) -> Result<u64> {
+        Ok(self.site.memory()?.resident)
     }
 }
 
@@ -129,20 +135,7 @@ fn daemon(writer: &mut Writer<'_>) -> Result<Proxy> {
     let mut site = Site::start(&lab, &kubeconfig, writer.cluster)?;
     let loaded = site.wait_loaded()?;
     let (_, synced) = site.wait_synced()?;
-    let cpu = site.cpu_time()?;
-    thread::sleep(SETTLED);
-    let resident = site.memory()?.resident;
-    let mut daemon = Daemon { site, before: None };
-    let (written, seen, cpu_of_change) = writer.change(&mut daemon)?;
-    Ok(Proxy {
-        loaded: Some(loaded.as_secs_f64()),
-        synced: synced.as_secs_f64(),
-        cpu: cpu.as_secs_f64(),
-        resident,
-        written,
-        seen,
-        cpu_of_change,
-    })
+    writer.measure(&mut Daemon { site, before: None }, Some(loaded), synced)
 }
 
 fn beside(writer: &mut Writer<'_>) -> Result<Proxy> {
@@ -151,19 +144,7 @@ fn beside(writer: &mut Writer<'_>) -> Result<Proxy> {
     let (_door, kubeconfig) = writer.api.proxy(Some(&lab.node.netns))?;
     let mut proxy = KubeProxy::start(&lab, &kubeconfig)?;
     let synced = proxy.wait_synced(writer.cluster.services)?;
-    let cpu = proxy.cpu_time()?;
-    thread::sleep(SETTLED);
-    let resident = proxy.resident()?;
-    let (written, seen, cpu_of_change) = writer.change(&mut proxy)?;
-    Ok(Proxy {
-        loaded: None,
-        synced: synced.as_secs_f64(),
-        cpu: cpu.as_secs_f64(),
-        resident,
-        written,
-        seen,
-        cpu_of_change,
-    })
+    writer.measure(&mut proxy, None, synced)
 }
 
 /// Who changes slices.
@@ -177,6 +158,28 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// The figures of a service proxy that took so long to be ready, and then to have programmed everything.
+    fn measure(
+        &mut self,
+        programmer: &mut impl Programmer,
+        loaded: Option<Duration>,
+        synced: Duration,
+    ) -> Result<Proxy> {
+        let cpu = programmer.cpu_time()?;
+        thread::sleep(SETTLED);
+        let resident = programmer.resident()?;
+        let (written, seen, cpu_of_change) = self.change(programmer)?;
+        Ok(Proxy {
+            loaded: loaded.map(|loaded| loaded.as_secs_f64()),
+            synced: synced.as_secs_f64(),
+            cpu: cpu.as_secs_f64(),
+            resident,
+            written,
+            seen,
+            cpu_of_change,
+        })
+    }
+
     /// Changes slices one at a time, and waits for each to be in force. Returns how long the requests took, how long it took
     /// until changes were in force, and the CPU's milliseconds for each.
     fn change(&mut self, programmer: &mut impl Programmer) -> Result<(Latency, Latency, f64)> {
@@ -186,9 +189,8 @@ impl Writer<'_> {
         for _ in 0..self.changes {
             let service = fastrand::u32(..self.cluster.services);
             let version = next(&mut self.versions, service);
-            let mut slice = slice(self.cluster, service, version)?;
+            let slice = slice(self.cluster, service, version)?;
             let name = slice.metadata.name.clone().context("a name")?;
-            slice.metadata.resource_version = None;
             thread::sleep(PACE);
             programmer.look(service)?;
             let request = Instant::now();
