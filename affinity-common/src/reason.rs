@@ -157,6 +157,16 @@ reasons! {
     Closed = "closed",
     /// The service has backends, but none on this node, to which its traffic policy keeps it; a socket is refused.
     NoLocalBackend = "no-local-backend",
+    /// The client is in none of the ranges that the service lets in; a socket is refused.
+    NotAllowed = "not-allowed",
+    /// From outside to a backend elsewhere: it leaves the node as the node's own.
+    Snat = "snat",
+    /// The answer to such a packet: to the client again.
+    SnatReply = "snat-reply",
+    /// From outside to a backend elsewhere, to which the node has no port left.
+    SnatExhausted = "snat-exhausted",
+    /// Who has a service's address was asked for, which this node announces: answered.
+    Announced = "announced",
 }
 
 impl Reason {
@@ -185,13 +195,17 @@ impl Reason {
             | Self::UnknownClient
             | Self::LeftToTc
             | Self::SocketRefused
-            | Self::Closed => Verdict::Pass,
-            Self::NoBackend | Self::NoSuchPort | Self::Hairpin => Verdict::SendBack,
+            | Self::Closed
+            | Self::Snat
+            | Self::SnatReply => Verdict::Pass,
+            Self::NoBackend | Self::NoSuchPort | Self::Hairpin | Self::Announced => Verdict::SendBack,
             Self::NoBackendDropped
             | Self::NoSuchPortDropped
             | Self::FragmentAlone
             | Self::BackendGone
             | Self::NoLocalBackend
+            | Self::NotAllowed
+            | Self::SnatExhausted
             | Self::Collision
             | Self::ConntrackRefused
             | Self::RewriteFailed => Verdict::Drop,

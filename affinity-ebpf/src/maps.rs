@@ -4,6 +4,7 @@ use affinity_common::{
     abi::{
         addresses::{self, Address, AddressKey},
         affinity::{self, Affinity, AffinityKey},
+        announced::{self, Announced, AnnouncedKey},
         backend_names::{self, BackendName},
         backend_stats::{self, BackendStats},
         backends::{self, Backend, BackendKey},
@@ -20,7 +21,9 @@ use affinity_common::{
         services::{self, ServicePortName},
         slots::{self, Slot},
         sockets::{self, Socket, SocketKey},
+        source_ranges::{self, Range, RangeKey},
         tail_calls, unknown_netns,
+        uplinks::{self, Uplink},
         work::Work,
     },
     family::{Family, V4, V6},
@@ -28,7 +31,8 @@ use affinity_common::{
 };
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
+    btf_maps::lpm_trie::Key,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 
@@ -50,13 +54,33 @@ pub trait Maps: Family {
     fn netns() -> &'static LruHashMap<NetnsKey, NetnsClient<Self>, { netns::DEFAULT_SIZE }>;
     /// Its sockets.
     fn sockets() -> &'static LruHashMap<SocketKey<Self>, Socket<Self>, { sockets::DEFAULT_SIZE }>;
+    /// The node's uplinks.
+    fn uplinks() -> &'static HashMap<u32, Uplink<Self>, { uplinks::SIZE }>;
+    /// Which clients services let in.
+    fn ranges() -> &'static LpmTrie<Prefixed<Self>, Range, { source_ranges::DEFAULT_SIZE }>;
+    /// The addresses that the node answers for.
+    fn announced() -> &'static HashMap<AnnouncedKey<Self>, Announced, { announced::DEFAULT_SIZE }>;
     /// Its clients.
     fn affinity() -> &'static LruHashMap<AffinityKey<Self>, Affinity, { affinity::DEFAULT_SIZE }>;
 }
 
+/// A [`RangeKey`] without the length of its prefix.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Prefixed<F: Family> {
+    service: ServiceId,
+    addr: F::Addr,
+}
+
+/// A [`RangeKey`] as the trie takes it.
+#[inline(always)]
+pub fn range_key<F: Family>(key: &RangeKey<F>) -> Key<Prefixed<F>> {
+    Key::new(key.prefix_len, Prefixed { service: key.service, addr: key.addr })
+}
+
 macro_rules! family_maps {
     ($family:ident: $frontends:literal, $addresses:literal, $backends:literal, $conntrack:literal, $fragments:literal,
-     $affinity:literal, $work:literal, $netns:literal, $sockets:literal) => {
+     $affinity:literal, $work:literal, $netns:literal, $sockets:literal, $uplinks:literal, $ranges:literal, $announced:literal) => {
         const _: () = {
             #[btf_map(name = $addresses)]
             static ADDRESSES: HashMap<AddressKey<$family>, Address, { addresses::DEFAULT_SIZE }> = HashMap::new();
@@ -70,6 +94,12 @@ macro_rules! family_maps {
             #[btf_map(name = $sockets)]
             static SOCKETS: LruHashMap<SocketKey<$family>, Socket<$family>, { sockets::DEFAULT_SIZE }> =
                 LruHashMap::new();
+            #[btf_map(name = $uplinks)]
+            static UPLINKS: HashMap<u32, Uplink<$family>, { uplinks::SIZE }> = HashMap::new();
+            #[btf_map(name = $ranges)]
+            static RANGES: LpmTrie<Prefixed<$family>, Range, { source_ranges::DEFAULT_SIZE }> = LpmTrie::new();
+            #[btf_map(name = $announced)]
+            static ANNOUNCED: HashMap<AnnouncedKey<$family>, Announced, { announced::DEFAULT_SIZE }> = HashMap::new();
             #[btf_map(name = $frontends)]
             static FRONTENDS: HashMap<FrontendKey<$family>, Frontend, { frontends::DEFAULT_SIZE }> = HashMap::new();
             #[btf_map(name = $backends)]
@@ -106,6 +136,18 @@ macro_rules! family_maps {
                     &SOCKETS
                 }
                 #[inline(always)]
+                fn uplinks() -> &'static HashMap<u32, Uplink<Self>, { uplinks::SIZE }> {
+                    &UPLINKS
+                }
+                #[inline(always)]
+                fn ranges() -> &'static LpmTrie<Prefixed<Self>, Range, { source_ranges::DEFAULT_SIZE }> {
+                    &RANGES
+                }
+                #[inline(always)]
+                fn announced() -> &'static HashMap<AnnouncedKey<Self>, Announced, { announced::DEFAULT_SIZE }> {
+                    &ANNOUNCED
+                }
+                #[inline(always)]
                 fn backends() -> &'static HashMap<BackendKey, Backend<Self>, { backends::DEFAULT_SIZE }> {
                     &BACKENDS
                 }
@@ -124,9 +166,9 @@ macro_rules! family_maps {
 }
 
 family_maps!(V4: "frontends_v4", "addresses_v4", "backends_v4", "conntrack_v4", "fragments_v4", "affinity_v4", "work_v4",
-    "netns_v4", "sockets_v4");
+    "netns_v4", "sockets_v4", "uplinks_v4", "ranges_v4", "announced_v4");
 family_maps!(V6: "frontends_v6", "addresses_v6", "backends_v6", "conntrack_v6", "fragments_v6", "affinity_v6", "work_v6",
-    "netns_v6", "sockets_v6");
+    "netns_v6", "sockets_v6", "uplinks_v6", "ranges_v6", "announced_v6");
 
 /// What addresses look like those of services.
 #[btf_map(name = "service_filter")]
@@ -135,6 +177,10 @@ pub static SERVICE_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
 /// What addresses look like those that are talked to directly beside a translated connection.
 #[btf_map(name = "direct_filter")]
 pub static DIRECT_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
+
+/// What addresses look like those of backends elsewhere that clients from outside were led to.
+#[btf_map(name = "snat_filter")]
+pub static SNAT_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
 
 /// Where choices are made.
 #[btf_map(name = "slots")]

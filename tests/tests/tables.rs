@@ -83,7 +83,7 @@ fn a_service_is_in_the_maps_and_the_next_daemon_finds_it() -> Result<()> {
         let report = reconciler.reconcile([service(1, Some(60), &[1, 2])]);
         assert!(report.failed.is_empty(), "{report:?}");
         let expected = [
-            "frontends_v4 10.96.0.1:80/TCP service=1 affinity=1 seed=00005eed slots=0+251 timeout=60 scope=0 others=0",
+            "frontends_v4 10.96.0.1:80/TCP service=1 affinity=1 seed=00005eed slots=0+251 timeout=60 scope=0 flags=0",
             "addresses_v4 10.96.0.1 service",
             "backends_v4 1/1 addr=10.244.1.1:8080 eligible=1",
             "backends_v4 1/2 addr=10.244.1.2:8080 eligible=1",

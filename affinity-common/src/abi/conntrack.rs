@@ -21,7 +21,7 @@ pod! {
         pub peer_port: Port,
         /// The protocol.
         pub proto: Proto,
-        /// [`FORWARD`] or [`REVERSE`].
+        /// [`FORWARD`], [`REVERSE`], [`SNAT`] or [`SNAT_REPLY`].
         pub direction: u8,
         /// Zero.
         pub zero: [u8; 2],
@@ -46,7 +46,7 @@ pod! {
         pub client_port: Port,
         /// What was seen of the connection, in both directions: [`REPLIED`] and its siblings.
         pub seen: u8,
-        /// Whether more than the one end is translated: [`BOTH_ENDS`] or 0.
+        /// What else is to be known of its ends: [`BOTH_ENDS`], [`OUTSIDE`] or 0.
         pub ends: u8,
         /// Zero.
         pub zero: [u8; 2],
@@ -59,10 +59,21 @@ pod! {
 pub const FORWARD: u8 = 0;
 /// [`ConntrackKey::direction`] of packets to the client.
 pub const REVERSE: u8 = 1;
+/// [`ConntrackKey::direction`] of packets from the client to a backend elsewhere, where they leave the node: their source
+/// becomes the node's own address, and a port of a range of its own, so that the answers come back here. The key is of the
+/// client and the backend.
+pub const SNAT: u8 = 2;
+/// [`ConntrackKey::direction`] of the answers to those, where they come in: their destination becomes the client again. The
+/// key's client is the node, by the address and port that the backend has seen.
+pub const SNAT_REPLY: u8 = 3;
 
 /// In [`Conntrack::ends`]: the client's end is translated too. It has another port where its own is taken by another
 /// connection to the same backend; and the other side's address where it is its own backend (hairpin).
 pub const BOTH_ENDS: u8 = 1;
+
+/// In [`Conntrack::ends`]: the client has come in by one of the node's uplinks. Where its packets leave the node again, they
+/// do so as the node's own.
+pub const OUTSIDE: u8 = 2;
 
 /// In [`Conntrack::seen`]: the backend has answered.
 pub const REPLIED: u8 = 1;
@@ -102,6 +113,18 @@ impl<F: Family> ConntrackKey<F> {
     pub fn turn_reverse(&mut self, client_port: Port, backend: F::Addr, backend_port: Port) {
         (self.client_port, self.peer, self.peer_port, self.direction) = (client_port, backend, backend_port, REVERSE);
     }
+
+    /// The key of packets from a client that leave the node for a backend elsewhere: [`SNAT`].
+    #[inline(always)]
+    pub fn snat(client: F::Addr, client_port: Port, backend: F::Addr, backend_port: Port, proto: Proto) -> Self {
+        Self { direction: SNAT, ..Self::reverse(client, client_port, backend, backend_port, proto) }
+    }
+
+    /// The key of the answers to those, which are sent to the node's own address and port: [`SNAT_REPLY`].
+    #[inline(always)]
+    pub fn snat_reply(node: F::Addr, node_port: Port, backend: F::Addr, backend_port: Port, proto: Proto) -> Self {
+        Self { direction: SNAT_REPLY, ..Self::reverse(node, node_port, backend, backend_port, proto) }
+    }
 }
 
 impl<F: Family> Conntrack<F> {
@@ -121,6 +144,12 @@ impl<F: Family> Conntrack<F> {
     #[inline(always)]
     pub const fn has_both_ends(&self) -> bool {
         self.ends & BOTH_ENDS != 0
+    }
+
+    /// Whether the client has come in by one of the node's uplinks.
+    #[inline(always)]
+    pub const fn is_from_outside(&self) -> bool {
+        self.ends & OUTSIDE != 0
     }
 
     /// Whether nothing was seen of it for its lifetime.

@@ -18,8 +18,8 @@ pod! {
         pub port: Port,
         /// Its protocol.
         pub proto: Proto,
-        /// Zero.
-        pub zero: u8,
+        /// Who it is for: [`ANYBODY`] or [`OUTSIDERS`].
+        pub origin: u8,
     }
 
     /// The service port behind it. One update of this value switches the service to other slots.
@@ -40,7 +40,7 @@ pod! {
         pub timeout: Seconds,
         /// Which set of backends this frontend sees, [`CLUSTER`] or [`LOCAL`]: a part of the affinity entry's key.
         pub scope: u16,
-        /// [`OTHERS`] or 0.
+        /// [`OTHERS`] and its siblings, or 0.
         pub flags: u16,
     }
 }
@@ -55,11 +55,31 @@ pub const LOCAL: u16 = 1;
 /// kube-proxy, where it would be refused.
 pub const OTHERS: u16 = 1;
 
+/// Who comes from outside of the cluster has a frontend of its own, by the same address and port with [`OUTSIDERS`] in the key:
+/// the service's external traffic policy keeps it to endpoints of this node, where the cluster's own clients may go to any.
+pub const PARTS_OUTSIDERS: u16 = 2;
+
+/// Only clients whose addresses `ranges_*` has for the service are let in.
+pub const HAS_RANGES: u16 = 4;
+
+/// [`FrontendKey::origin`]: whoever asks.
+pub const ANYBODY: u8 = 0;
+
+/// [`FrontendKey::origin`]: who comes in by one of the node's uplinks.
+pub const OUTSIDERS: u8 = 1;
+
 impl<F: Family> FrontendKey<F> {
     /// The key of an address, port and protocol.
     #[inline(always)]
     pub fn new(addr: F::Addr, port: Port, proto: Proto) -> Self {
-        Self { addr, port, proto, zero: 0 }
+        Self { addr, port, proto, origin: ANYBODY }
+    }
+
+    /// The key of the same address, port and protocol for those who come from outside.
+    #[inline(always)]
+    #[must_use]
+    pub fn for_outsiders(self) -> Self {
+        Self { origin: OUTSIDERS, ..self }
     }
 }
 
@@ -74,6 +94,18 @@ impl Frontend {
     #[inline(always)]
     pub const fn has_others(&self) -> bool {
         self.flags & OTHERS != 0
+    }
+
+    /// Whether those who come from outside have a frontend of their own.
+    #[inline(always)]
+    pub const fn parts_outsiders(&self) -> bool {
+        self.flags & PARTS_OUTSIDERS != 0
+    }
+
+    /// Whether it lets in some clients only.
+    #[inline(always)]
+    pub const fn has_ranges(&self) -> bool {
+        self.flags & HAS_RANGES != 0
     }
 }
 

@@ -7,6 +7,7 @@ use crate::family::{Family, V4, V6};
 
 pub mod addresses;
 pub mod affinity;
+pub mod announced;
 pub mod backend_names;
 pub mod backend_stats;
 pub mod backends;
@@ -23,8 +24,10 @@ pub mod netns;
 pub mod services;
 pub mod slots;
 pub mod sockets;
+pub mod source_ranges;
 pub mod tail_calls;
 pub mod unknown_netns;
+pub mod uplinks;
 pub mod work;
 
 /// The version of this layout. A daemon refuses pinned maps of another one.
@@ -41,6 +44,8 @@ pub enum Kind {
     Hash,
     /// `BPF_MAP_TYPE_LRU_HASH`, of the common kind (no list a CPU)
     LruHash,
+    /// `BPF_MAP_TYPE_LPM_TRIE`
+    LpmTrie,
     /// `BPF_MAP_TYPE_PROG_ARRAY`
     ProgArray,
     /// `BPF_MAP_TYPE_RINGBUF`
@@ -82,10 +87,17 @@ pub const MAPS: &[MapSpec] = &[
     netns::spec::<V6>(),
     sockets::spec::<V4>(),
     sockets::spec::<V6>(),
+    uplinks::spec::<V4>(),
+    uplinks::spec::<V6>(),
+    source_ranges::spec::<V4>(),
+    source_ranges::spec::<V6>(),
+    announced::spec::<V4>(),
+    announced::spec::<V6>(),
     work::spec::<V4>(),
     work::spec::<V6>(),
     filter::SERVICES,
     filter::DIRECT,
+    filter::SNAT,
     slots::SPEC,
     backend_stats::SPEC,
     counters::SPEC,

@@ -111,5 +111,5 @@ fn refresh<A: AffinityEntry>(entry: &A, pair: Pair, frontend: &Frontend, now: Na
 
 #[inline(always)]
 fn eligible<F: Family, E: Env<F>>(env: &E, frontend: &Frontend, backend: BackendId) -> Option<Backend<F>> {
-    env.backend(&BackendKey { service: frontend.service, backend }).filter(Backend::is_eligible)
+    env.backend(&BackendKey { service: frontend.service, backend }).filter(|found| found.is_eligible(frontend.scope))
 }

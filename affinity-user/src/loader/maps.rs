@@ -135,6 +135,7 @@ pub(super) fn difference(spec: &MapSpec, info: &MapInfo) -> Option<String> {
         Kind::PerCpuArray => MapType::PerCpuArray,
         Kind::Hash => MapType::Hash,
         Kind::LruHash => MapType::LruHash,
+        Kind::LpmTrie => MapType::LpmTrie,
         Kind::ProgArray => MapType::ProgramArray,
         Kind::RingBuf => MapType::RingBuf,
     };

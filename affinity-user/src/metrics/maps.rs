@@ -94,7 +94,7 @@ fn of_family<F: Family>(
         }
     })?;
     each(&tables.backends, |_, value| {
-        *(if value.is_eligible() { &mut numbers.eligible } else { &mut numbers.not_eligible }) += 1;
+        *(if value.is_eligible_anywhere() { &mut numbers.eligible } else { &mut numbers.not_eligible }) += 1;
     })?;
     each(&tables.affinity, |key, entry| {
         let is_live = found.timeouts.get(&key.service).is_some_and(|timeout| entry.pair().is_live(*timeout, now));
@@ -110,6 +110,8 @@ fn of_family<F: Family>(
         fill(abi::fragments::spec::<F>().name, count(&tables.fragments)?, tables.fragments.capacity()),
         fill(abi::netns::spec::<F>().name, count(&tables.netns)?, tables.netns.capacity()),
         fill(abi::sockets::spec::<F>().name, count(&tables.sockets)?, tables.sockets.capacity()),
+        fill(abi::source_ranges::spec::<F>().name, tables.ranges.len()?, tables.ranges.capacity()),
+        fill(abi::announced::spec::<F>().name, count(&tables.announced)?, tables.announced.capacity()),
     ]);
     Ok(numbers)
 }

@@ -371,7 +371,7 @@ impl<F: PlanFamily> Side<F> {
             || holding.backends.iter().any(|(at, held)| match (held.row::<F>(*at), planned.get(at)) {
                 (None, _) => false,
                 (Some(_), None) => true,
-                (Some(row), Some(eligible)) => row.is_eligible() && !eligible,
+                (Some(row), Some(eligible)) => row.is_eligible_anywhere() && !eligible,
             })
     }
 

@@ -282,7 +282,7 @@ impl<F: PlanFamily> Side<F> {
 
         let mut removed = BTreeSet::new();
         for (at, held) in &mut holding.backends {
-            if in_use.contains(&held.id) && planned.get(at).is_none_or(|row| !row.is_eligible()) {
+            if in_use.contains(&held.id) && planned.get(at).is_none_or(|row| !row.is_eligible_anywhere()) {
                 continue;
             }
             let key = BackendKey { service, backend: held.id };
@@ -296,7 +296,7 @@ impl<F: PlanFamily> Side<F> {
                     shared.forget_backend(key, &mut held.described)?;
                     removed.insert(*at);
                 }
-                (Some(planned), Some(row)) if row != *planned && !planned.is_eligible() => {
+                (Some(planned), Some(row)) if row != *planned && !planned.is_eligible_anywhere() => {
                     shared.counts.put(&mut self.tables.backends, &key, planned)?;
                     held.note(*at, *planned);
                 }

@@ -4,13 +4,19 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use affinity_common::abi::{
-    self, MapSpec, addresses, affinity, backend_names, backend_stats, backends, config, conntrack, counters, filter,
-    fragments, frontends, ids, lifetimes, netns, services, slots, sockets,
+    self, MapSpec, addresses, affinity, announced, backend_names, backend_stats, backends, config, conntrack, counters,
+    filter, fragments, frontends, ids, lifetimes, netns, services, slots, sockets,
+    source_ranges::{self, Range, RangeKey},
+    uplinks,
 };
 use affinity_common::family::Family;
+use affinity_common::types::ServiceId;
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{
+        Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use nix::errno::Errno;
 use thiserror::Error;
@@ -70,6 +76,7 @@ fn open(mut source: impl FnMut(&MapSpec) -> Result<Map, OpenError>) -> Result<Ta
         shared: SharedTables {
             service_filter: Box::new(BpfArray::open(&filter::SERVICES, &mut source)?),
             direct_filter: Box::new(BpfArray::open(&filter::DIRECT, &mut source)?),
+            snat_filter: Box::new(BpfArray::open(&filter::SNAT, &mut source)?),
             slots: Box::new(BpfArray::open(&slots::SPEC, &mut source)?),
             services: Box::new(BpfHash::open(&services::SPEC, &mut source)?),
             backend_names: Box::new(BpfHash::open(&backend_names::SPEC, &mut source)?),
@@ -94,6 +101,9 @@ fn family<F: Family>(
         conntrack: Box::new(BpfHash::open(&conntrack::spec::<F>(), &mut *source)?),
         netns: Box::new(BpfHash::open(&netns::spec::<F>(), &mut *source)?),
         sockets: Box::new(BpfHash::open(&sockets::spec::<F>(), &mut *source)?),
+        uplinks: Box::new(BpfHash::open(&uplinks::spec::<F>(), &mut *source)?),
+        ranges: Box::new(BpfRanges::open(&source_ranges::spec::<F>(), &mut *source)?),
+        announced: Box::new(BpfHash::open(&announced::spec::<F>(), &mut *source)?),
     })
 }
 
@@ -262,6 +272,91 @@ impl<K: bytemuck::Pod + Ord + Send, V: bytemuck::Pod + Send> Table<K, V> for Bpf
             }
         }
         Ok(removed)
+    }
+}
+
+/// The trie of source ranges.
+struct BpfRanges<F: Family> {
+    name: &'static str,
+    capacity: usize,
+    map: LpmTrie<MapData, RangeData<F>, Plain<Range>>,
+}
+
+/// The part of a range's key behind the length of its prefix.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RangeData<F: Family> {
+    service: ServiceId,
+    addr: F::Addr,
+}
+
+// SAFETY: both fields are `bytemuck::Pod`, of a size that is a multiple of four, and neither is aligned to more than four: any
+// bytes are a value, and there is no padding.
+unsafe impl<F: Family> aya::Pod for RangeData<F> {}
+
+impl<F: Family> BpfRanges<F> {
+    fn open(spec: &MapSpec, source: impl FnOnce(&MapSpec) -> Result<Map, OpenError>) -> Result<Self, OpenError> {
+        let map = source(spec)?;
+        let capacity = match &map {
+            Map::LpmTrie(data) => data.info().map_err(|source| mismatch(spec, source))?.max_entries() as usize,
+            _ => 0, // No trie: aya says so next.
+        };
+        let map = LpmTrie::try_from(map).map_err(|source| mismatch(spec, source))?;
+        Ok(Self { name: spec.name, capacity, map })
+    }
+
+    fn key(key: &RangeKey<F>) -> Key<RangeData<F>> {
+        Key::new(key.prefix_len, RangeData { service: key.service, addr: key.addr })
+    }
+
+    fn refused(&self, op: Operation, error: MapError) -> TableError {
+        // A full trie says that there is no space (`kernel/bpf/lpm_trie.c`).
+        if let (Operation::Insert, MapError::SyscallError(syscall)) = (op, &error)
+            && syscall.io_error.raw_os_error() == Some(Errno::ENOSPC as i32)
+        {
+            return TableError::Full { map: self.name.to_owned(), capacity: self.capacity };
+        }
+        refused(self.name, self.capacity, op, error)
+    }
+}
+
+impl<F: Family> Table<RangeKey<F>, Range> for BpfRanges<F> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Of the longest range that the key is in.
+    fn get(&self, key: &RangeKey<F>) -> Result<Option<Range>, TableError> {
+        match self.map.get(&Self::key(key), 0) {
+            Ok(Plain(value)) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(self.refused(Operation::Get, error)),
+        }
+    }
+
+    fn insert(&mut self, key: &RangeKey<F>, value: &Range) -> Result<(), TableError> {
+        let done = self.map.insert(&Self::key(key), Plain(*value), 0);
+        done.map_err(|error| self.refused(Operation::Insert, error))
+    }
+
+    fn remove(&mut self, key: &RangeKey<F>) -> Result<(), TableError> {
+        let done = self.map.remove(&Self::key(key));
+        done.map_err(|error| self.refused(Operation::Remove, error))
+    }
+
+    fn keys(&self) -> Result<Vec<RangeKey<F>>, TableError> {
+        let mut keys = Vec::new();
+        for key in self.map.keys() {
+            let key = key.map_err(|error| self.refused(Operation::List, error))?;
+            let RangeData { service, addr } = key.data();
+            keys.push(RangeKey { prefix_len: key.prefix_len(), service, addr });
+        }
+        keys.sort_unstable();
+        Ok(keys)
     }
 }
 

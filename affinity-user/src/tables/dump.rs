@@ -8,21 +8,24 @@ use affinity_common::{
     abi::{
         addresses::{Address, AddressKey},
         affinity::{Affinity, AffinityKey},
+        announced::{Announced, AnnouncedKey},
         backend_names::BackendName,
         backend_stats::BackendStats,
         backends::{Backend, BackendKey},
         config::Config,
-        conntrack::{Conntrack, ConntrackKey, FORWARD},
+        conntrack::{Conntrack, ConntrackKey, FORWARD, SNAT, SNAT_REPLY},
         counters::Counter,
         filter::FilterWord,
         fragments::{Fragments, FragmentsKey},
-        frontends::{Frontend, FrontendKey, OTHERS},
+        frontends::{Frontend, FrontendKey, OUTSIDERS},
         ids::NextIds,
         lifetimes::Lifetimes,
         netns::{NetnsClient, NetnsKey},
         services::ServicePortName,
         slots::Slot,
         sockets::{Socket, SocketKey},
+        source_ranges::{Range, RangeKey},
+        uplinks::Uplink,
     },
     family::Family,
     types::{Port, ServiceId},
@@ -48,6 +51,9 @@ pub fn family<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<String>, TableE
     lines.extend(table(&*tables.fragments)?);
     lines.extend(table(&*tables.netns)?);
     lines.extend(table(&*tables.sockets)?);
+    lines.extend(table(&*tables.uplinks)?);
+    lines.extend(table(&*tables.ranges)?);
+    lines.extend(table(&*tables.announced)?);
     Ok(lines)
 }
 
@@ -55,6 +61,7 @@ pub fn family<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<String>, TableE
 pub fn shared(tables: &SharedTables) -> Result<Vec<String>, TableError> {
     let mut lines = table(&*tables.service_filter)?;
     lines.extend(table(&*tables.direct_filter)?);
+    lines.extend(table(&*tables.snat_filter)?);
     lines.extend(table(&*tables.slots)?);
     lines.extend(table(&*tables.services)?);
     lines.extend(table(&*tables.backend_names)?);
@@ -121,7 +128,40 @@ impl Key for BackendKey {
 
 impl<F: Family> Key for FrontendKey<F> {
     fn text(&self) -> String {
-        format!("{}/{}", socket::<F>(&self.addr, self.port), self.proto)
+        let whose = if self.origin == OUTSIDERS { " outside" } else { "" };
+        format!("{}/{}{whose}", socket::<F>(&self.addr, self.port), self.proto)
+    }
+}
+
+impl<F: Family> Key for RangeKey<F> {
+    fn text(&self) -> String {
+        let bits = self.prefix_len.saturating_sub(Self::SERVICE_BITS);
+        format!("service={} {}/{bits}", self.service, F::to_ip(&self.addr))
+    }
+}
+
+impl Value for Range {
+    fn text(&self) -> String {
+        "allowed".to_owned()
+    }
+}
+
+impl<F: Family> Key for AnnouncedKey<F> {
+    fn text(&self) -> String {
+        format!("{} ifindex={}", F::to_ip(&self.addr), self.ifindex)
+    }
+}
+
+impl Value for Announced {
+    fn text(&self) -> String {
+        "announced".to_owned()
+    }
+}
+
+impl<F: Family> Value for Uplink<F> {
+    fn text(&self) -> String {
+        let mac = self.mac.map(|octet| format!("{octet:02x}")).join(":");
+        format!("addr={} mac={mac}", F::to_ip(&self.addr))
     }
 }
 
@@ -134,8 +174,10 @@ impl<F: Family> Key for AffinityKey<F> {
 impl<F: Family> Key for ConntrackKey<F> {
     fn text(&self) -> String {
         let (client, peer) = (socket::<F>(&self.client, self.client_port), socket::<F>(&self.peer, self.peer_port));
-        let (from, to) = if self.direction == FORWARD { (client, peer) } else { (peer, client) };
-        format!("{from}->{to}/{}", self.proto)
+        let is_there = self.direction == FORWARD || self.direction == SNAT;
+        let (from, to) = if is_there { (client, peer) } else { (peer, client) };
+        let snat = if self.direction == SNAT || self.direction == SNAT_REPLY { " snat" } else { "" };
+        format!("{from}->{to}/{}{snat}", self.proto)
     }
 }
 
@@ -199,15 +241,14 @@ impl Value for Frontend {
         let Self { service, affinity, seed, first_slot, slot_count, timeout, scope, flags } = self;
         let timeout = timeout.secs;
         format!(
-            "service={service} affinity={affinity} seed={seed:08x} slots={first_slot}+{slot_count} timeout={timeout} scope={scope} others={}",
-            flags & OTHERS
+            "service={service} affinity={affinity} seed={seed:08x} slots={first_slot}+{slot_count} timeout={timeout} scope={scope} flags={flags}",
         )
     }
 }
 
 impl<F: Family> Value for Backend<F> {
     fn text(&self) -> String {
-        format!("addr={} eligible={}", socket::<F>(&self.addr, self.port), u8::from(self.is_eligible()))
+        format!("addr={} eligible={}", socket::<F>(&self.addr, self.port), u8::from(self.is_eligible_anywhere()))
     }
 }
 
@@ -332,7 +373,7 @@ mod tests {
         assert_eq!(
             dump(&tables).unwrap(),
             [
-                "frontends_v4 10.96.0.1:80/TCP service=7 affinity=7 seed=00000abc slots=3+251 timeout=10800 scope=1 others=1",
+                "frontends_v4 10.96.0.1:80/TCP service=7 affinity=7 seed=00000abc slots=3+251 timeout=10800 scope=1 flags=1",
                 "conntrack_v4 10.0.0.2:2->10.0.0.1:1/UDP to=0.0.0.0:80 client_port=0 service=0 backend=0 packets=0 seen=0 \
                  last_seen=0 due=0",
                 "backends_v6 7/9 addr=[fd00::9]:8080 eligible=1",

@@ -10,6 +10,7 @@ use affinity_common::{
         self,
         addresses::{Address, AddressKey},
         affinity::{Affinity, AffinityKey},
+        announced::{self, Announced, AnnouncedKey},
         backend_names::BackendName,
         backend_stats::BackendStats,
         backends::{Backend, BackendKey},
@@ -25,6 +26,8 @@ use affinity_common::{
         services::ServicePortName,
         slots::Slot,
         sockets::{Socket, SocketKey},
+        source_ranges::{self, Range, RangeKey},
+        uplinks::{self, Uplink},
     },
     family::{Family, V4, V6},
     types::ServiceId,
@@ -196,6 +199,12 @@ pub struct MemoryFamily<F: Family> {
     pub netns: MemoryTable<NetnsKey, NetnsClient<F>>,
     /// `sockets_*`
     pub sockets: MemoryTable<SocketKey<F>, Socket<F>>,
+    /// `uplinks_*`
+    pub uplinks: MemoryTable<u32, Uplink<F>>,
+    /// `ranges_*`
+    pub ranges: MemoryTable<RangeKey<F>, Range>,
+    /// `announced_*`
+    pub announced: MemoryTable<AnnouncedKey<F>, Announced>,
 }
 
 impl<F: Family> MemoryFamily<F> {
@@ -210,6 +219,9 @@ impl<F: Family> MemoryFamily<F> {
             conntrack: MemoryTable::new(&name("conntrack"), sizes.conntrack),
             netns: MemoryTable::new(&name("netns"), abi::netns::DEFAULT_SIZE),
             sockets: MemoryTable::new(&name("sockets"), abi::sockets::DEFAULT_SIZE),
+            uplinks: MemoryTable::new(&name("uplinks"), uplinks::SIZE),
+            ranges: MemoryTable::new(&name("ranges"), source_ranges::DEFAULT_SIZE),
+            announced: MemoryTable::new(&name("announced"), announced::DEFAULT_SIZE),
         }
     }
 
@@ -224,6 +236,9 @@ impl<F: Family> MemoryFamily<F> {
             conntrack: wrapper.wrap(self.conntrack.clone()),
             netns: wrapper.wrap(self.netns.clone()),
             sockets: wrapper.wrap(self.sockets.clone()),
+            uplinks: wrapper.wrap(self.uplinks.clone()),
+            ranges: wrapper.wrap(self.ranges.clone()),
+            announced: wrapper.wrap(self.announced.clone()),
         }
     }
 }
@@ -239,6 +254,8 @@ pub struct MemoryTables {
     pub service_filter: MemoryArray<FilterWord>,
     /// `direct_filter`
     pub direct_filter: MemoryArray<FilterWord>,
+    /// `snat_filter`
+    pub snat_filter: MemoryArray<FilterWord>,
     /// `slots`
     pub slots: MemoryArray<Slot>,
     /// `services`
@@ -271,6 +288,7 @@ impl MemoryTables {
             v6: MemoryFamily::new(sizes),
             service_filter: MemoryArray::new(filter::SERVICES.name, filter::SIZE),
             direct_filter: MemoryArray::new(filter::DIRECT.name, filter::SIZE),
+            snat_filter: MemoryArray::new(filter::SNAT.name, filter::SIZE),
             slots: MemoryArray::new("slots", sizes.slots),
             services: MemoryTable::new("services", sizes.services),
             backend_names: MemoryTable::new("backend_names", 2 * sizes.backends),
@@ -295,6 +313,7 @@ impl MemoryTables {
             shared: SharedTables {
                 service_filter: wrapper.wrap(self.service_filter.clone()),
                 direct_filter: wrapper.wrap(self.direct_filter.clone()),
+                snat_filter: wrapper.wrap(self.snat_filter.clone()),
                 slots: wrapper.wrap(self.slots.clone()),
                 services: wrapper.wrap(self.services.clone()),
                 backend_names: wrapper.wrap(self.backend_names.clone()),

@@ -16,6 +16,7 @@ use affinity_common::{
     abi::{
         addresses::{Address, AddressKey},
         affinity::{Affinity, AffinityKey},
+        announced::{Announced, AnnouncedKey},
         backend_names::BackendName,
         backend_stats::BackendStats,
         backends::{Backend, BackendKey},
@@ -31,6 +32,8 @@ use affinity_common::{
         services::ServicePortName,
         slots::Slot,
         sockets::{Socket, SocketKey},
+        source_ranges::{Range, RangeKey},
+        uplinks::Uplink,
     },
     family::{Family, V4, V6},
     types::ServiceId,
@@ -155,6 +158,12 @@ pub struct FamilyTables<F: Family> {
     pub netns: BoxTable<NetnsKey, NetnsClient<F>>,
     /// `sockets_*`
     pub sockets: BoxTable<SocketKey<F>, Socket<F>>,
+    /// `uplinks_*`
+    pub uplinks: BoxTable<u32, Uplink<F>>,
+    /// `ranges_*`
+    pub ranges: BoxTable<RangeKey<F>, Range>,
+    /// `announced_*`
+    pub announced: BoxTable<AnnouncedKey<F>, Announced>,
 }
 
 /// The maps that the families share.
@@ -163,6 +172,8 @@ pub struct SharedTables {
     pub service_filter: BoxTable<u32, FilterWord>,
     /// `direct_filter`
     pub direct_filter: BoxTable<u32, FilterWord>,
+    /// `snat_filter`
+    pub snat_filter: BoxTable<u32, FilterWord>,
     /// `slots`
     pub slots: BoxTable<u32, Slot>,
     /// `services`

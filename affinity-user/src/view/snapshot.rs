@@ -207,7 +207,7 @@ fn read_backends<F: Family>(tables: &FamilyTables<F>) -> Result<BTreeMap<Backend
     Ok(entries
         .map(|(key, value)| {
             let address = super::socket::<F>(&value.addr, value.port);
-            (key, Backend { address, eligible: value.is_eligible() })
+            (key, Backend { address, eligible: value.is_eligible_anywhere() })
         })
         .collect())
 }

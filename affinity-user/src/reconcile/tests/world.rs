@@ -177,7 +177,7 @@ fn meaning_of<F: Family>(
             "backend {} {} eligible={} pod={:?} counted={counted}",
             names[&key.service],
             at(key),
-            row.is_eligible(),
+            row.is_eligible_anywhere(),
             pod.as_ref().and_then(names::decode_backend),
         ));
     }
@@ -220,7 +220,8 @@ fn check_family<F: Family>(
         assert!(place.is_in(memory.service_filter.get(&place.word).unwrap().unwrap()), "{key:?} has no bit");
     }
     let rows = family.backends.entries().unwrap();
-    let eligible: BTreeSet<_> = rows.into_iter().filter(|(_, row)| row.is_eligible()).map(|(key, _)| key).collect();
+    let eligible: BTreeSet<_> =
+        rows.into_iter().filter(|(_, row)| row.is_eligible_anywhere()).map(|(key, _)| key).collect();
     for (key, value) in family.frontends.entries().unwrap() {
         let address = AddressKey { addr: key.addr };
         assert!(family.addresses.get(&address).unwrap().is_some(), "{key:?} has an address that is not known");
