@@ -6,6 +6,7 @@ use affinity_common::{
     abi::{
         addresses::AddressKey,
         affinity::{Affinity, AffinityKey, Pair},
+        announced::AnnouncedKey,
         backends::{Backend, BackendKey},
         conntrack::{Conntrack, ConntrackKey},
         counters,
@@ -16,6 +17,8 @@ use affinity_common::{
         lifetimes::Lifetimes,
         netns::{NetnsClient, NetnsKey},
         sockets::{Socket, SocketKey},
+        source_ranges::RangeKey,
+        uplinks::Uplink,
         work::Work,
     },
     dp::{
@@ -33,7 +36,8 @@ use aya_ebpf::{
 use crate::{
     clock,
     maps::{
-        BACKEND_STATS, CONFIG, COUNTERS, DIRECT_FILTER, EVENTS, LIFETIMES, Maps, SERVICE_FILTER, SLOTS, UNKNOWN_NETNS,
+        BACKEND_STATS, CONFIG, COUNTERS, DIRECT_FILTER, EVENTS, LIFETIMES, Maps, SERVICE_FILTER, SLOTS, SNAT_FILTER,
+        UNKNOWN_NETNS, range_key,
     },
 };
 
@@ -88,6 +92,34 @@ impl<F: Maps> Env<F> for Kernel {
         if let Some(word) = DIRECT_FILTER.get_ptr_mut(place.word) {
             set_bits(word.cast(), place.bit);
         }
+    }
+
+    #[inline(always)]
+    fn snat_filter(&self, word: u32) -> FilterWord {
+        SNAT_FILTER.get(word).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn mark_snat(&self, place: Place) {
+        if let Some(word) = SNAT_FILTER.get_ptr_mut(place.word) {
+            set_bits(word.cast(), place.bit);
+        }
+    }
+
+    #[inline(always)]
+    fn uplink(&self, ifindex: u32) -> Option<Uplink<F>> {
+        // SAFETY: user space replaces values of this map, it never changes them in place.
+        unsafe { F::uplinks().get(&ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn lets_in(&self, key: &RangeKey<F>) -> bool {
+        F::ranges().get(&range_key(key)).is_some()
+    }
+
+    #[inline(always)]
+    fn announces(&self, key: &AnnouncedKey<F>) -> bool {
+        F::announced().get_ptr(key).is_some()
     }
 
     #[inline(always)]

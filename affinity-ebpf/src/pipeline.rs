@@ -2,7 +2,7 @@
 
 use affinity_common::{
     abi::tail_calls::Stage,
-    dp::{parse, step::Step, tc},
+    dp::{neighbour, parse, step::Step, tc},
     family::{Family, V4, V6},
     reason::{Program, Reason, Verdict},
 };
@@ -34,6 +34,9 @@ macro_rules! by_family {
 /// A packet from a client.
 #[inline(always)]
 pub fn ingress(ctx: &TcContext) -> i32 {
+    if is_arp(ctx) {
+        return end(ctx, Program::Ingress, Step::HandsOver(Stage::Arp));
+    }
     end(ctx, Program::Ingress, by_family!(ctx, tc::ingress))
 }
 
@@ -46,7 +49,16 @@ pub fn egress(ctx: &TcContext) -> i32 {
 /// A packet that one of those has handed over.
 #[inline(always)]
 pub fn go_on(ctx: &TcContext, stage: Stage) -> i32 {
+    if stage == Stage::Arp {
+        let mut packet = Skb::new(TcContext::new(ctx.skb.skb));
+        return end(ctx, stage.of(), Step::Ends(neighbour::arp(&Kernel, &mut packet)));
+    }
     end(ctx, stage.of(), by_family!(ctx, tc::go_on, stage))
+}
+
+#[inline(always)]
+fn is_arp(ctx: &TcContext) -> bool {
+    parse::ethertype(&Skb::new(TcContext::new(ctx.skb.skb))) == Some(neighbour::ARP)
 }
 
 /// Hands the packet over, or counts it; returns what the kernel is to do with it.

@@ -106,6 +106,12 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let (start, end) = bounds(&self.ctx);
         let start = start + offset;

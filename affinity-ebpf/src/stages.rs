@@ -30,4 +30,10 @@ stages! {
     affinity_icmp_in = IcmpIn;
     /// ICMP to the clients.
     affinity_icmp_out = IcmpOut;
+    /// Packets from outside to backends elsewhere.
+    affinity_snat = Snat;
+    /// The answers to those.
+    affinity_snat_reply = SnatReply;
+    /// Questions of ARP.
+    affinity_arp = Arp;
 }

@@ -33,8 +33,10 @@ impl Stage {
     #[inline(always)]
     pub const fn of(self) -> Program {
         match self {
-            Self::Refuse | Self::Request | Self::FragmentIn | Self::IcmpIn => Program::Ingress,
-            Self::Reply | Self::FragmentOut | Self::IcmpOut => Program::Egress,
+            Self::Refuse | Self::Request | Self::FragmentIn | Self::IcmpIn | Self::SnatReply | Self::Arp => {
+                Program::Ingress
+            }
+            Self::Reply | Self::FragmentOut | Self::IcmpOut | Self::Snat => Program::Egress,
         }
     }
 }
@@ -54,6 +56,12 @@ stages! {
     IcmpIn: "affinity_icmp_in", or OtherProtocol;
     /// ICMP to a client.
     IcmpOut: "affinity_icmp_out", or OtherProtocol;
+    /// From outside to a backend elsewhere: see [`crate::dp::snat`].
+    Snat: "affinity_snat", or NotReply;
+    /// The answer to such a packet.
+    SnatReply: "affinity_snat_reply", or NotService;
+    /// A question of ARP.
+    Arp: "affinity_arp", or NotIp;
 }
 
 /// Number of programs.

@@ -32,6 +32,13 @@ pub fn looks<F: Family, E: Env<F>>(env: &E, addr: &F::Addr) -> Looks {
     }
 }
 
+/// Whether packets from outside may leave the node for the address.
+#[inline(always)]
+pub fn is_like_snat<F: Family, E: Env<F>>(env: &E, addr: &F::Addr) -> bool {
+    let place = Place::of::<F>(addr);
+    place.is_in(env.snat_filter(place.word))
+}
+
 /// Whether a service has the address.
 #[inline(always)]
 pub fn is_service<F: Family, E: Env<F>>(env: &E, addr: &F::Addr) -> bool {

@@ -10,7 +10,8 @@ use crate::{
     abi::{
         affinity::refresh_after,
         conntrack::{
-            BACKEND_FIN, BOTH_ENDS, CLIENT_FIN, Conntrack, ConntrackKey, FORWARD, OPENED, REPLIED, RESET, STREAM,
+            BACKEND_FIN, BOTH_ENDS, CLIENT_FIN, Conntrack, ConntrackKey, FORWARD, OPENED, OUTSIDE, REPLIED, RESET,
+            STREAM,
         },
         frontends::{Frontend, FrontendKey},
         work::Work,
@@ -22,7 +23,7 @@ use crate::{
 
 /// How a packet stands to its connection.
 #[derive(Clone, Copy, PartialEq)]
-enum Role {
+pub(super) enum Role {
     /// It opens one, and nothing is known of any on the same ports.
     First,
     /// It opens one on ports that are known: it comes again, or the connection before it is over.
@@ -40,8 +41,9 @@ pub enum From {
     Backend,
 }
 
+/// What a packet tells of its connection.
 #[inline(always)]
-fn shown<F: Family>(headers: &Headers<F>, from: From) -> u8 {
+pub(super) fn shown<F: Family>(headers: &Headers<F>, from: From) -> u8 {
     let (mut seen, fin) = match from {
         From::Client if headers.opens() => (OPENED, CLIENT_FIN),
         From::Client => (0, CLIENT_FIN),
@@ -111,7 +113,7 @@ pub fn note_reply<F: Family, E: Env<F>>(
     now: Nanos,
 ) {
     if note(entry, held, shown(headers, From::Backend), now.ticks()) {
-        let due = match env.frontend(&FrontendKey::new(held.addr, held.port, key.proto)) {
+        let due = match frontend_of(env, held, key.proto) {
             Some(frontend) => look_after(env, &frontend, &headers.dst, held, now),
             None => now.ticks().after(Seconds::new(1).ticks()),
         };
@@ -125,6 +127,18 @@ pub fn note_reply<F: Family, E: Env<F>>(
         held.packets = 0;
         (held.addr, held.port, held.client_port) = (headers.src, headers.src_port, headers.dst_port);
         keep_forward(env, key, held, now);
+    }
+}
+
+/// The frontend of a connection, by the entry of the packets to its client.
+#[inline(always)]
+fn frontend_of<F: Family, E: Env<F>>(env: &E, held: &Conntrack<F>, proto: Proto) -> Option<Frontend> {
+    let key = FrontendKey::new(held.addr, held.port, proto);
+    let frontend = env.frontend(&key)?;
+    if frontend.parts_outsiders() && held.is_from_outside() {
+        env.frontend(&key.for_outsiders())
+    } else {
+        Some(frontend)
     }
 }
 
@@ -260,7 +274,7 @@ pub fn open_full<F: Family, E: Env<F>>(
             (way.addr, way.port) = (choice.backend.addr, choice.backend.port);
         }
         way.client_port = port;
-        way.ends = if is_hairpin || port != headers.src_port { BOTH_ENDS } else { 0 };
+        way.ends = way.ends & OUTSIDE | if is_hairpin || port != headers.src_port { BOTH_ENDS } else { 0 };
         turn_round::<F, true>(key, way, headers);
         if is_free(env, key, way, now, role) {
             break;
@@ -289,7 +303,13 @@ fn is_free<F: Family, E: Env<F>>(
 
 /// Whether the connection that has a place leaves it to another one.
 #[inline(always)]
-fn gives_way<F: Family, E: Env<F>>(env: &E, held: &Conntrack<F>, proto: Proto, now: Nanos, role: Role) -> bool {
+pub(super) fn gives_way<F: Family, E: Env<F>>(
+    env: &E,
+    held: &Conntrack<F>,
+    proto: Proto,
+    now: Nanos,
+    role: Role,
+) -> bool {
     has_expired(env, held, proto, now) || role != Role::Later && held.is_over()
 }
 
@@ -319,7 +339,7 @@ fn new_way<F: Family>(frontend: &Frontend, choice: &Choice<F>, headers: &Headers
         port: choice.backend.port,
         client_port: headers.src_port,
         seen: shown(headers, From::Client),
-        ends: 0,
+        ends: if headers.from_outside { OUTSIDE } else { 0 },
         zero: [0; 2],
         addr: choice.backend.addr,
     }
@@ -373,8 +393,13 @@ fn leave_another<F: Family, E: Env<F>, const FULL: bool>(
 }
 
 #[inline(always)]
+fn is_same_connection<F: Family>(a: &Conntrack<F>, b: &Conntrack<F>) -> bool {
+    a.service == b.service && a.backend == b.backend && a.is_from_outside() == b.is_from_outside()
+}
+
+#[inline(always)]
 fn is_same_way<F: Family>(a: &Conntrack<F>, b: &Conntrack<F>) -> bool {
-    a.service == b.service && a.backend == b.backend && a.leads_as(b)
+    is_same_connection(a, b) && a.leads_as(b)
 }
 
 /// Sees to it that the replies of a connection find their way back: that there is such an entry as `wanted`, at `key`.
@@ -421,7 +446,7 @@ fn claim<F: Family, E: Env<F>, const FULL: bool>(
             env.conntrack_remove(key);
             key.turn_reverse(client_port, peer, port);
         }
-    } else if held.service == wanted.service && held.backend == wanted.backend {
+    } else if is_same_connection(&held, wanted) {
         let seen =
             if role == Role::Later { held.seen | wanted.seen } else { seen_of_another(key.proto, &held, wanted) };
         if held.seen != seen {

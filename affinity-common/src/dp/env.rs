@@ -6,12 +6,15 @@ use crate::{
     abi::{
         addresses::AddressKey,
         affinity::{Affinity, AffinityKey, Pair},
+        announced::AnnouncedKey,
         backends::{Backend, BackendKey},
         conntrack::{Conntrack, ConntrackKey},
         events::Event,
         filter::{FilterWord, Place},
         fragments::{Fragments, FragmentsKey},
         frontends::{Frontend, FrontendKey},
+        source_ranges::RangeKey,
+        uplinks::Uplink,
         work::Work,
     },
     family::Family,
@@ -55,6 +58,16 @@ pub trait Env<F: Family> {
     fn direct_filter(&self, word: u32) -> FilterWord;
     /// Sets a bit of that filter.
     fn mark_direct(&self, place: Place);
+    /// A word of the filter of backends elsewhere that packets from outside leave the node for.
+    fn snat_filter(&self, word: u32) -> FilterWord;
+    /// Sets a bit of that filter.
+    fn mark_snat(&self, place: Place);
+    /// The uplink of this index; `None` where the interface is none.
+    fn uplink(&self, ifindex: u32) -> Option<Uplink<F>>;
+    /// Whether a service lets a client in, by the key of a client.
+    fn lets_in(&self, key: &RangeKey<F>) -> bool;
+    /// Whether the node answers for an address.
+    fn announces(&self, key: &AnnouncedKey<F>) -> bool;
     /// Whether a service has the address.
     fn is_service_address(&self, key: &AddressKey<F>) -> bool;
     /// The service port behind an address and port.
@@ -135,6 +148,8 @@ pub struct Checksum {
 pub trait Packet {
     /// The length of the frame in bytes, link-layer header included.
     fn frame_len(&self) -> usize;
+    /// The index of the interface that it has come by or, at egress, that it leaves by.
+    fn ifindex(&self) -> u32;
     /// `N` bytes at an offset; `None` where the packet ends before.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
     /// A number, as one that the verifier knows nothing of: it has no way of its own to follow for each value. The verifier

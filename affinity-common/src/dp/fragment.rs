@@ -6,6 +6,7 @@ use super::{
     parse::{self, Headers, NoPorts, Parse, Part, Payload},
     reject::turn_back,
     rewrite::{End, Rewrite},
+    snat,
     step::{self, Step},
 };
 use crate::{
@@ -29,21 +30,27 @@ pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P
     };
     env.in_memory(&headers);
     let looks = address::looks(env, &headers.dst);
-    if !looks.like_service && !looks.like_direct {
+    let is_like_reply = address::is_like_snat(env, &headers.src);
+    if !looks.like_service && !looks.like_direct && !is_like_reply {
         return Step::Ends(Reason::Fragment);
     }
     if payload.part.offset == 0 {
         return match ports_of_first(env, packet, &mut headers, payload) {
             Ok(ports) => {
                 note(env, &headers, payload.part, &ports);
-                step::hand_over(packet, Stage::Request)
+                let stage = if snat::is_like_reply(env, &headers) { Stage::SnatReply } else { Stage::Request };
+                step::hand_over(packet, stage)
             }
             Err(reason) => Step::Ends(reason),
         };
     }
     let Headers { src, dst, proto, .. } = headers;
     let to = noted(env, &headers, payload.part).and_then(|noted| {
-        let entry = env.conntrack(&ConntrackKey::forward(src, noted.src_port, dst, noted.dst_port, proto))?;
+        let entry = if is_like_reply && snat::is_of_range(noted.dst_port) {
+            env.conntrack(&ConntrackKey::snat_reply(dst, noted.dst_port, src, noted.src_port, proto))?
+        } else {
+            env.conntrack(&ConntrackKey::forward(src, noted.src_port, dst, noted.dst_port, proto))?
+        };
         entry.count_packet();
         entry.set_last_seen(env.now().ticks());
         Some(entry.load().addr)
@@ -81,12 +88,12 @@ pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P)
     } else {
         noted(env, &headers, payload.part)
     };
-    let of_reply = ports.and_then(|ports| {
+    let of_reply = ports.as_ref().and_then(|ports| {
         let held = env.conntrack(&ConntrackKey::reverse(dst, ports.dst_port, src, ports.src_port, proto))?.load();
         let is_over = proto != Proto::TCP && conntrack::has_expired(env, &held, proto, env.now());
-        (!is_over).then_some((held.addr, ports))
+        (!is_over).then_some((held.addr, *ports))
     });
-    let Some((from, ports)) = of_reply else { return Step::Ends(Reason::Fragment) };
+    let Some((from, ports)) = of_reply else { return leaves(env, packet, &headers, payload.part, ports) };
     if payload.part.offset == 0 {
         // Of replies alone: what others send must not push those out.
         note(env, &headers, payload.part, &ports);
@@ -94,6 +101,30 @@ pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P)
     }
     Step::Ends(match F::write_address(packet, headers.l3, End::Source, &src, &from) {
         Ok(()) => Reason::Reply,
+        Err(_) => Reason::RewriteFailed,
+    })
+}
+
+/// A fragment that is of no reply: perhaps from outside, to a backend elsewhere.
+#[inline(always)]
+fn leaves<F: Parse + Rewrite, E: Env<F>, P: Packet>(
+    env: &E,
+    packet: &mut P,
+    headers: &Headers<F>,
+    part: Part,
+    ports: Option<Fragments>,
+) -> Step {
+    let Headers { src, dst, proto, .. } = *headers;
+    let Some(ports) = ports.filter(|_| address::is_like_snat(env, &dst)) else { return Step::Ends(Reason::Fragment) };
+    if part.offset == 0 {
+        note(env, headers, part, &ports);
+        return step::hand_over(packet, Stage::Snat);
+    }
+    let key = ConntrackKey::snat(src, ports.src_port, dst, ports.dst_port, proto);
+    let entry = env.conntrack(&key).filter(|_| env.uplink(packet.ifindex()).is_some());
+    let Some(entry) = entry else { return Step::Ends(Reason::Fragment) };
+    Step::Ends(match F::write_address(packet, headers.l3, End::Source, &src, &entry.load().addr) {
+        Ok(()) => Reason::Snat,
         Err(_) => Reason::RewriteFailed,
     })
 }

@@ -44,7 +44,7 @@ pub fn request<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P
     }
     env.in_memory(&headers);
     let Some(mut work) = env.work() else { return Step::Ends(Reason::ConntrackRefused) };
-    match find::<F, E, P>(env, packet, &mut work, &headers) {
+    match find::<F, E, P>(env, packet, &mut work, &mut headers) {
         Ok(reason) => rewrite(packet, &mut headers, &work.way, reason),
         Err(step) => step,
     }
@@ -68,11 +68,12 @@ fn find<F: Family, E: Env<F>, P: Packet>(
     env: &E,
     packet: &mut P,
     work: &mut Work<F>,
-    headers: &Headers<F>,
+    headers: &mut Headers<F>,
 ) -> Result<Reason, Step> {
     let now = env.now();
     let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
-    let frontend = env.frontend(&FrontendKey::new(dst, dst_port, proto));
+    let asked = FrontendKey::new(dst, dst_port, proto);
+    let frontend = env.frontend(&asked).map(|frontend| tc::for_origin(env, packet, &asked, frontend));
     work.key = ConntrackKey::forward(src, src_port, dst, dst_port, proto);
     if let Some(frontend) = frontend {
         return to_service(env, packet, work, headers, &frontend, now);
@@ -92,7 +93,7 @@ fn to_service<F: Family, E: Env<F>, P: Packet>(
     env: &E,
     packet: &mut P,
     work: &mut Work<F>,
-    headers: &Headers<F>,
+    headers: &mut Headers<F>,
     frontend: &Frontend,
     now: Nanos,
 ) -> Result<Reason, Step> {
@@ -116,6 +117,7 @@ fn to_service<F: Family, E: Env<F>, P: Packet>(
         }
     }
     choice.reason = step::any_reason(packet, choice.reason);
+    headers.from_outside = tc::is_from_outside(env, packet);
     conntrack::open_full(env, work, known, frontend, &choice, headers, now)?;
     tc::chosen(env, frontend, headers, &choice, now);
     Ok(choice.reason)

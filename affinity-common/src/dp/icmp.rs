@@ -13,10 +13,11 @@ use network_types::{
 };
 
 use super::{
-    Checksum, ConntrackEntry, Env, Packet, RewriteError, address,
+    Checksum, ConntrackEntry, Env, Packet, RewriteError, address, neighbour,
     parse::{Headers, NoPorts, Parse, field},
     reject::{self, Answer, ICMP_LEN, Reject, turn_back},
     rewrite::{End, Rewrite},
+    snat,
     step::Step,
 };
 use crate::{
@@ -33,6 +34,8 @@ pub enum Message {
     Error,
     /// The question whether anybody is there.
     Echo,
+    /// The question of neighbour discovery who has an address.
+    Solicitation,
     /// Anything else.
     Other,
 }
@@ -103,6 +106,7 @@ impl Icmp for V6 {
             // Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
             1..=4 => Message::Error,
             128 => Message::Echo,
+            neighbour::SOLICITATION => Message::Solicitation,
             _ => Message::Other,
         }
     }
@@ -130,15 +134,23 @@ pub fn ingress<F: Icmp, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
         Ok(read) => read,
         Err(reason) => return Step::Ends(reason),
     };
+    if message == Message::Solicitation {
+        return Step::Ends(neighbour::solicited(env, packet, &outer));
+    }
+    env.in_memory(&outer);
+    if message == Message::Error
+        && let Some(reason) = error_about_snat(env, packet, &outer, len)
+    {
+        return Step::Ends(reason);
+    }
     let looks = address::looks(env, &outer.dst);
     if !looks.like_service && !looks.like_direct {
         return Step::Ends(Reason::OtherProtocol);
     }
-    env.in_memory(&outer);
     match message {
         Message::Echo => Step::Ends(echo(env, packet, &outer)),
         Message::Error => Step::Ends(error_from_client(env, packet, &outer, len)),
-        Message::Other => Step::Ends(Reason::OtherProtocol),
+        Message::Solicitation | Message::Other => Step::Ends(Reason::OtherProtocol),
     }
 }
 
@@ -208,6 +220,48 @@ fn error_from_client<F: Icmp, E: Env<F>, P: Packet>(env: &E, packet: &mut P, out
     outcome(done, Reason::Hairpin)
 }
 
+/// An error about a packet that has left as the node's own: to the client whose packet it was.
+#[inline(always)]
+fn error_about_snat<F: Icmp, E: Env<F>, P: Packet>(
+    env: &E,
+    packet: &mut P,
+    outer: &Headers<F>,
+    len: usize,
+) -> Option<Reason> {
+    let mut quoted = Headers::default();
+    F::quoted(packet, outer.l4 + ICMP_LEN, &mut quoted)?;
+    if quoted.src != outer.dst || !snat::is_of_range(quoted.src_port) || !address::is_like_snat(env, &quoted.dst) {
+        return None;
+    }
+    env.in_memory(&quoted);
+    let Headers { src, src_port, dst, dst_port, proto, .. } = quoted;
+    let held = env.conntrack(&ConntrackKey::snat_reply(src, src_port, dst, dst_port, proto))?.load();
+    let done = rewrite_quote(packet, outer, len, &quoted, (&held.addr, held.client_port), (&dst, dst_port))
+        .and_then(|()| rewrite_outer(packet, outer, End::Destination, &outer.dst, &held.addr));
+    Some(outcome(done, Reason::IcmpError))
+}
+
+/// An error about an answer to a packet that has left as the node's own, on its way to the backend: it shows what that has sent.
+#[inline(always)]
+fn error_to_backend_elsewhere<F: Icmp, E: Env<F>, P: Packet>(
+    env: &E,
+    packet: &mut P,
+    outer: &Headers<F>,
+    len: usize,
+    quoted: &Headers<F>,
+) -> Reason {
+    let Headers { src, src_port, dst, dst_port, proto, .. } = *quoted;
+    if !address::is_like_snat(env, &src) || env.uplink(packet.ifindex()).is_none() {
+        return Reason::OtherProtocol;
+    }
+    let Some(entry) = env.conntrack(&ConntrackKey::snat(dst, dst_port, src, src_port, proto)) else {
+        return Reason::OtherProtocol;
+    };
+    let held = entry.load();
+    let done = rewrite_quote(packet, outer, len, quoted, (&src, src_port), (&held.addr, held.client_port));
+    outcome(done, Reason::IcmpError)
+}
+
 #[inline(always)]
 fn error_to_client<F: Icmp, E: Env<F>, P: Packet>(env: &E, packet: &mut P, outer: &Headers<F>, len: usize) -> Reason {
     let mut quoted = Headers::default();
@@ -217,7 +271,7 @@ fn error_to_client<F: Icmp, E: Env<F>, P: Packet>(env: &E, packet: &mut P, outer
     env.in_memory(&quoted);
     let Headers { src, src_port, dst, dst_port, proto, .. } = quoted;
     let Some(entry) = env.conntrack(&ConntrackKey::reverse(src, src_port, dst, dst_port, proto)) else {
-        return Reason::OtherProtocol;
+        return error_to_backend_elsewhere(env, packet, outer, len, &quoted);
     };
     let held = entry.load();
     let mut done = rewrite_quote(packet, outer, len, &quoted, (&quoted.src, held.client_port), (&held.addr, held.port));

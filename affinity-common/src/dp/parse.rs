@@ -35,6 +35,8 @@ pub struct Headers<F: Family> {
     pub proto: Proto,
     /// TCP's flags; 0 for UDP.
     pub flags: u8,
+    /// Whether it has come in by one of the node's uplinks; known of what opens a connection to a service, and of nothing else.
+    pub from_outside: bool,
 }
 
 /// TCP's FIN.

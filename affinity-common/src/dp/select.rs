@@ -2,7 +2,7 @@
 
 use super::{Env, affinity, choice::Choice, parse::Headers, slots};
 use crate::{
-    abi::frontends::Frontend,
+    abi::{frontends::Frontend, source_ranges::RangeKey},
     family::Family,
     reason::Reason,
     types::{BackendId, Nanos},
@@ -17,6 +17,9 @@ pub fn choose<F: Family, E: Env<F>>(
     headers: &Headers<F>,
     now: Nanos,
 ) -> Result<Choice<F>, Reason> {
+    if frontend.has_ranges() && !env.lets_in(&RangeKey::of_client(frontend.service, headers.src)) {
+        return Err(Reason::NotAllowed);
+    }
     let in_the_middle = headers.is_tcp() && !headers.opens();
     let mut choice = if !frontend.has_affinity() {
         let (id, backend) = slots::by_connection(env, frontend, headers)?;

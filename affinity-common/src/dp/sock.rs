@@ -12,6 +12,7 @@ use crate::{
         frontends::{Frontend, FrontendKey},
         netns::{NetnsClient, NetnsKey},
         sockets::{self, Socket, SocketCookie, SocketKey},
+        source_ranges::RangeKey,
     },
     family::Family,
     reason::Reason,
@@ -271,6 +272,9 @@ fn choose<F: Family, E: SocketEnv<F>>(
     cookie: SocketCookie,
     now: Nanos,
 ) -> Result<Choice<F>, Reason> {
+    if frontend.has_ranges() && !env.lets_in(&RangeKey::of_client(frontend.service, *client)) {
+        return Err(Reason::NotAllowed);
+    }
     if frontend.has_affinity() {
         return affinity::choose(env, frontend, client, now);
     }

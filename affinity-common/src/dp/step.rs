@@ -33,6 +33,19 @@ pub fn hand_over_for<P: Packet>(packet: &mut P, stage: Stage, reason: Reason) ->
     Step::HandsOver(stage)
 }
 
+/// Hands a packet over to the same program once more, and tells it how many times it had it.
+#[inline(always)]
+pub fn hand_over_again<P: Packet>(packet: &mut P, stage: Stage, round: u32) -> Step {
+    packet.leave_note(round);
+    Step::HandsOver(stage)
+}
+
+/// How many times the program had the packet: see [`hand_over_again`].
+#[inline(always)]
+pub fn round<P: Packet>(packet: &P) -> u32 {
+    packet.note()
+}
+
 /// Whether a packet was handed over for this reason.
 #[inline(always)]
 pub fn is_for<P: Packet>(packet: &P, reason: Reason) -> bool {

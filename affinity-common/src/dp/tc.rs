@@ -2,14 +2,15 @@
 //! reverse-path filtering and netfilter in between see a consistent flow of true addresses.
 
 use super::{
-    ConntrackEntry, Env, Packet, address,
+    ConntrackEntry, Env, Packet,
+    address::{self, Looks},
     choice::Choice,
     conntrack, fragment, full,
     icmp::{self, Icmp},
     parse::{Headers, NoPorts, Parse},
     reject::{self, Answer, Reject},
     rewrite::{End, Rewrite, translate},
-    select,
+    select, snat,
     step::{self, Step},
 };
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
         backends::BackendKey,
         conntrack::{Conntrack, ConntrackKey},
         events::Event,
+        filter::Place,
         frontends::{Frontend, FrontendKey},
         tail_calls::Stage,
     },
@@ -39,16 +41,52 @@ pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P
     if looks.like_service {
         let key = FrontendKey::new(headers.dst, headers.dst_port, headers.proto);
         if let Some(frontend) = env.frontend(&key) {
+            let frontend = for_origin(env, packet, &key, frontend);
             return request(env, packet, &mut headers, &frontend).map_or_else(|step| step, Step::Ends);
         }
-        if address::is_service(env, &headers.dst) {
-            return step::hand_over(packet, Stage::Request);
-        }
     }
-    if looks.like_direct || meets_translated(env, &headers) {
+    if snat::is_like_reply(env, &headers) {
+        return step::hand_over(packet, Stage::SnatReply);
+    }
+    without_frontend(env, packet, &headers, looks)
+}
+
+/// A packet from a client that no frontend and no address of the node's own is for.
+#[inline(always)]
+pub fn without_frontend<F: Family, E: Env<F>, P: Packet>(
+    env: &E,
+    packet: &mut P,
+    headers: &Headers<F>,
+    looks: Looks,
+) -> Step {
+    if looks.like_service && address::is_service(env, &headers.dst)
+        || looks.like_direct
+        || meets_translated(env, headers)
+    {
         return step::hand_over(packet, Stage::Request);
     }
     Step::Ends(Reason::NotService)
+}
+
+/// Whether a packet has come in by one of the node's uplinks.
+#[inline(always)]
+pub fn is_from_outside<F: Family, E: Env<F>, P: Packet>(env: &E, packet: &P) -> bool {
+    env.uplink(packet.ifindex()).is_some()
+}
+
+/// The frontend of a packet: that of those who come from outside, where they have one of their own and it is one of theirs.
+#[inline(always)]
+pub fn for_origin<F: Family, E: Env<F>, P: Packet>(
+    env: &E,
+    packet: &P,
+    key: &FrontendKey<F>,
+    frontend: Frontend,
+) -> Frontend {
+    if !frontend.parts_outsiders() || !is_from_outside(env, packet) {
+        return frontend;
+    }
+    // Both are written one after the other: where one is missing, it will be there in a moment.
+    env.frontend(&key.for_outsiders()).unwrap_or(frontend)
 }
 
 /// A packet that another program has handed over.
@@ -62,6 +100,10 @@ pub fn go_on<F: Icmp, E: Env<F>, P: Packet>(env: &E, packet: &mut P, stage: Stag
         Stage::FragmentOut => fragment::egress(env, packet),
         Stage::IcmpIn => icmp::ingress(env, packet),
         Stage::IcmpOut => icmp::egress(env, packet),
+        Stage::Snat => snat::egress(env, packet),
+        Stage::SnatReply => snat::ingress(env, packet),
+        // Which is no frame of a family: see [`super::neighbour::arp`].
+        Stage::Arp => Step::Ends(Reason::NotIp),
     }
 }
 
@@ -117,7 +159,7 @@ pub fn reply<F: Rewrite, E: Env<F>, P: Packet, const FULL: bool>(
     headers: &mut Headers<F>,
 ) -> Step {
     let mut key = ConntrackKey::reverse(headers.dst, headers.dst_port, headers.src, headers.src_port, headers.proto);
-    let Some(entry) = env.conntrack(&key) else { return Step::Ends(Reason::NotReply) };
+    let Some(entry) = env.conntrack(&key) else { return no_reply::<F, E, P, FULL>(env, packet, headers) };
     env.in_memory(headers);
     let mut held = entry.load();
     let now = env.now();
@@ -145,6 +187,15 @@ pub fn reply<F: Rewrite, E: Env<F>, P: Packet, const FULL: bool>(
     }
 }
 
+/// A packet to whoever it is for that is no reply: perhaps from outside, to a backend elsewhere.
+#[inline(always)]
+fn no_reply<F: Family, E: Env<F>, P: Packet, const FULL: bool>(env: &E, packet: &mut P, headers: &Headers<F>) -> Step {
+    if !FULL && address::is_like_snat(env, &headers.dst) {
+        return step::hand_over(packet, Stage::Snat);
+    }
+    Step::Ends(Reason::NotReply)
+}
+
 #[inline(always)]
 fn request<F: Parse + Rewrite, E: Env<F>, P: Packet>(
     env: &E,
@@ -166,7 +217,7 @@ fn request<F: Parse + Rewrite, E: Env<F>, P: Packet>(
 fn backend<F: Family, E: Env<F>, P: Packet>(
     env: &E,
     packet: &mut P,
-    headers: &Headers<F>,
+    headers: &mut Headers<F>,
     frontend: &Frontend,
 ) -> Result<(Reason, F::Addr, Port), Step> {
     let now = env.now();
@@ -190,6 +241,7 @@ fn backend<F: Family, E: Env<F>, P: Packet>(
         Err(reason) => return Err(reason.into()),
     };
     choice.reason = step::any_reason(packet, choice.reason);
+    headers.from_outside = is_from_outside(env, packet);
     // The client itself, or ports that are taken: its own end is to be translated too.
     let opened = if choice.backend.addr == headers.src {
         Err(Reason::Collision)
@@ -218,6 +270,9 @@ pub fn chosen<F: Family, E: Env<F>>(
     choice: &Choice<F>,
     now: Nanos,
 ) {
+    if headers.from_outside && !choice.backend.is_on_node() {
+        env.mark_snat(Place::of::<F>(&choice.backend.addr));
+    }
     env.count_connection(&BackendKey { service: frontend.service, backend: choice.id });
     if env.wants_events(now) {
         env.emit(event(frontend, headers, choice, now));

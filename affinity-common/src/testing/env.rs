@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
 };
 
@@ -10,6 +10,7 @@ use crate::{
     abi::{
         addresses::AddressKey,
         affinity::{Affinity, AffinityKey, Pair},
+        announced::AnnouncedKey,
         backends::{Backend, BackendKey},
         conntrack::{Conntrack, ConntrackKey},
         events::Event,
@@ -19,6 +20,8 @@ use crate::{
         lifetimes::Lifetimes,
         netns::{NetnsClient, NetnsKey},
         sockets::{Socket, SocketKey},
+        source_ranges::RangeKey,
+        uplinks::Uplink,
         work::Work,
     },
     dp::{
@@ -85,6 +88,10 @@ struct Maps<F: Family> {
     netns: BTreeMap<NetnsKey, NetnsClient<F>>,
     sockets: Lru<SocketKey<F>, Socket<F>>,
     direct: BTreeMap<u32, u64>,
+    snat: BTreeMap<u32, u64>,
+    uplinks: BTreeMap<u32, Uplink<F>>,
+    ranges: BTreeSet<RangeKey<F>>,
+    announced: BTreeSet<AnnouncedKey<F>>,
     connections: BTreeMap<BackendKey, u64>,
 }
 
@@ -123,6 +130,10 @@ impl<F: Family> FakeEnv<F> {
             netns: BTreeMap::new(),
             sockets: Lru::new(lru_size),
             direct: BTreeMap::new(),
+            snat: BTreeMap::new(),
+            uplinks: BTreeMap::new(),
+            ranges: BTreeSet::new(),
+            announced: BTreeSet::new(),
             connections: BTreeMap::new(),
         };
         Self(Rc::new(State {
@@ -187,6 +198,21 @@ impl<F: Family> FakeEnv<F> {
     /// Writes a frontend.
     pub fn set_frontend(&self, key: FrontendKey<F>, value: Frontend) {
         self.0.maps.borrow_mut().frontends.insert(key, value);
+    }
+
+    /// Makes an interface an uplink.
+    pub fn set_uplink(&self, ifindex: u32, value: Uplink<F>) {
+        self.0.maps.borrow_mut().uplinks.insert(ifindex, value);
+    }
+
+    /// Has a service let in a range of clients.
+    pub fn let_in(&self, key: RangeKey<F>) {
+        self.0.maps.borrow_mut().ranges.insert(key);
+    }
+
+    /// Has the node answer for an address.
+    pub fn announce(&self, key: AnnouncedKey<F>) {
+        self.0.maps.borrow_mut().announced.insert(key);
     }
 
     /// Removes a frontend.
@@ -420,8 +446,38 @@ impl<F: Family> Env<F> for FakeEnv<F> {
         *self.0.maps.borrow_mut().direct.entry(place.word).or_default() |= place.bit;
     }
 
+    fn snat_filter(&self, word: u32) -> FilterWord {
+        FilterWord { bits: self.0.maps.borrow().snat.get(&word).copied().unwrap_or_default() }
+    }
+
+    fn mark_snat(&self, place: Place) {
+        *self.0.maps.borrow_mut().snat.entry(place.word).or_default() |= place.bit;
+    }
+
+    fn uplink(&self, ifindex: u32) -> Option<Uplink<F>> {
+        self.0.maps.borrow().uplinks.get(&ifindex).copied()
+    }
+
+    fn lets_in(&self, client: &RangeKey<F>) -> bool {
+        self.0.maps.borrow().ranges.iter().any(|range| {
+            let bits = range.prefix_len - RangeKey::<F>::SERVICE_BITS;
+            let in_prefix = (0..bits as usize).all(|bit| {
+                let of = |addr: &F::Addr| addr.as_ref()[bit / 8] >> (7 - bit % 8) & 1;
+                of(&range.addr) == of(&client.addr)
+            });
+            range.service == client.service && in_prefix
+        })
+    }
+
+    fn announces(&self, key: &AnnouncedKey<F>) -> bool {
+        self.0.maps.borrow().announced.contains(key)
+    }
+
     fn is_service_address(&self, key: &AddressKey<F>) -> bool {
-        self.0.maps.borrow().frontends.keys().any(|frontend| frontend.addr == key.addr)
+        let maps = self.0.maps.borrow();
+        // By the node's own addresses services have single ports only.
+        maps.frontends.keys().any(|frontend| frontend.addr == key.addr)
+            && maps.uplinks.values().all(|uplink| uplink.addr != key.addr)
     }
 
     fn frontend(&self, key: &FrontendKey<F>) -> Option<Frontend> {

@@ -33,6 +33,8 @@ pub struct FakePacket {
     offload: Offload,
     complete: u16,
     note: u32,
+    /// The interface that it has come by, or leaves by.
+    pub ifindex: u32,
     /// After so many writes, one fails.
     pub fail_after: Option<usize>,
     /// A length that differs from that of the bytes, of a packet whose payload is not modelled.
@@ -43,7 +45,16 @@ pub struct FakePacket {
 impl FakePacket {
     /// Any bytes.
     pub fn raw(bytes: Vec<u8>) -> Self {
-        Self { bytes, offload: Offload::None, complete: 0, note: 0, fail_after: None, said_len: None, strayed: false }
+        Self {
+            bytes,
+            offload: Offload::None,
+            complete: 0,
+            note: 0,
+            ifindex: 0,
+            fail_after: None,
+            said_len: None,
+            strayed: false,
+        }
     }
 
     /// Any frame, whose sum the hardware has computed.
@@ -140,6 +151,10 @@ impl FakePacket {
 impl Packet for FakePacket {
     fn frame_len(&self) -> usize {
         self.said_len.unwrap_or(self.bytes.len())
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
     }
 
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {

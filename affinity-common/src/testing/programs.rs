@@ -29,8 +29,9 @@ pub fn run_stage<F: Wire>(env: &FakeEnv<F>, stage: Stage, packet: &mut FakePacke
 }
 
 fn finish<F: Wire>(env: &FakeEnv<F>, mut step: Step, packet: &mut FakePacket) -> Reason {
-    /// No packet needs more: a fragment, a packet whose both ends are translated, one that is refused.
-    const MOST: usize = 3;
+    /// No packet needs more: a fragment, a packet whose both ends are translated, one that is refused; or one that all ports are
+    /// tried for.
+    const MOST: usize = 20;
     for _ in 0..MOST {
         match step {
             Step::Ends(reason) => return reason,

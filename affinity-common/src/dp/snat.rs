@@ -1,0 +1,251 @@
+//! Packets from outside to backends elsewhere leave the node as its own, so that the answers come back by it: at egress their
+//! source becomes the node's address on the interface that they leave by, as masquerading picks it, and a port of a range of its
+//! own; at ingress the answers' destination becomes the client again. Affinity, which was asked before, is by the client's own
+//! address.
+//!
+//! A port belongs to a client for a backend's address and port: whoever inserts the entry of its answers has it, and that entry
+//! says for how long. Whoever wants one tries ports in an order of the connection's own, so that an entry that was evicted is
+//! found, or made, again.
+
+use super::{
+    ConntrackEntry, Env, Packet, address, conntrack,
+    conntrack::{From, Role},
+    hash,
+    parse::{Headers, NoPorts, Parse},
+    rewrite::{End, Rewrite, translate},
+    step::{self, Step},
+    tc,
+};
+use crate::{
+    abi::{
+        conntrack::{Conntrack, ConntrackKey, SNAT},
+        frontends::FrontendKey,
+        tail_calls::Stage,
+        uplinks::Uplink,
+        work::Work,
+    },
+    family::Family,
+    reason::Reason,
+    types::{Nanos, Port, Ticks},
+};
+
+/// The first port of the range: below it are those that only privileged processes listen on.
+pub const FIRST_PORT: u16 = 1024;
+
+/// How many ports there are: up to those that node ports are given out of (30000-32767), and then those that Linux gives to
+/// the node's own clients (32768-60999).
+pub const PORTS: u16 = 30_000 - FIRST_PORT;
+
+/// How many ports are tried by one run of the program.
+const TRIES: u32 = 12;
+
+/// How many times the program hands a packet on to itself: 192 ports are tried, so that of the whole range 97 of 100 can be in
+/// use before it is likely that one finds none.
+const ROUNDS: u32 = 16;
+
+/// Whether a packet looks like the answer to one that has left as the node's own. Nobody answers by a SYN alone.
+#[inline(always)]
+pub fn is_like_reply<F: Family, E: Env<F>>(env: &E, headers: &Headers<F>) -> bool {
+    is_of_range(headers.dst_port) && !(headers.is_tcp() && headers.opens()) && address::is_like_snat(env, &headers.src)
+}
+
+/// Whether a port is of the range.
+#[inline(always)]
+pub const fn is_of_range(port: Port) -> bool {
+    port.get().wrapping_sub(FIRST_PORT) < PORTS
+}
+
+/// A packet that leaves by an interface.
+#[inline(always)]
+pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
+    let mut headers = Headers::default();
+    match F::parse_first(packet, &mut headers) {
+        Ok(()) => {}
+        Err(NoPorts::Ends(reason)) => return Step::Ends(reason),
+        Err(NoPorts::Fragment) => return Step::Ends(Reason::Fragment),
+        Err(NoPorts::Icmp) => return Step::Ends(Reason::OtherProtocol),
+    }
+    // To a pod's interface it goes as it is; what is the node's own already, or was made so by others, too.
+    let Some(uplink) = env.uplink(packet.ifindex()) else { return Step::Ends(Reason::NotReply) };
+    if uplink.addr == F::Addr::default() || uplink.addr == headers.src {
+        return Step::Ends(Reason::NotReply);
+    }
+    env.in_memory(&headers);
+    env.in_memory(&uplink);
+    let Some(mut work) = env.work() else { return Step::Ends(Reason::ConntrackRefused) };
+    match source::<F, E, P>(env, packet, &mut work, &headers, &uplink) {
+        Ok(port) => match translate(packet, &mut headers, End::Source, &uplink.addr, port) {
+            Ok(()) => Step::Ends(Reason::Snat),
+            Err(_) => Step::Ends(Reason::RewriteFailed),
+        },
+        Err(step) => step,
+    }
+}
+
+/// The port that a packet leaves by.
+#[inline(always)]
+fn source<F: Family, E: Env<F>, P: Packet>(
+    env: &E,
+    packet: &mut P,
+    work: &mut Work<F>,
+    headers: &Headers<F>,
+    uplink: &Uplink<F>,
+) -> Result<Port, Step> {
+    let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
+    let now = env.now();
+    let Work { key, held, way } = work;
+    *key = ConntrackKey::snat(src, src_port, dst, dst_port, proto);
+    let known = env.conntrack(key);
+    if let Some(entry) = &known {
+        *held = entry.load();
+        if held.addr == uplink.addr {
+            let port = held.client_port;
+            *key = ConntrackKey::snat_reply(uplink.addr, port, dst, dst_port, proto);
+            if let Some(reply) = env.conntrack(key) {
+                let owner = reply.load();
+                if owner.leads_to(&src, src_port) {
+                    note(entry, held, note(&reply, &owner, conntrack::shown(headers, From::Client), now), now);
+                    return Ok(port);
+                }
+            }
+        }
+    }
+    // Of no connection that this node has made, or of one of its own pods': nothing to do with it.
+    *key = ConntrackKey::reverse(src, src_port, dst, dst_port, proto);
+    let of = env.conntrack(key).map(|entry| entry.load()).filter(Conntrack::is_from_outside);
+    let Some(of) = of else { return Err(Step::Ends(Reason::NotReply)) };
+    *way = of;
+    (way.packets, way.last_seen, way.due) = (1, now.ticks(), now.ticks());
+    let port = take(env, packet, key, way, headers, uplink, now)?;
+    *key = ConntrackKey::snat(src, src_port, dst, dst_port, proto);
+    (way.addr, way.port, way.client_port) = (uplink.addr, dst_port, port);
+    // Where the map refuses, the next packet finds its port by the entry of the answers.
+    let _ = env.conntrack_replace(key, way);
+    Ok(port)
+}
+
+/// Takes a port for a connection: its first one that is free, or its own already.
+#[inline(always)]
+fn take<F: Family, E: Env<F>, P: Packet>(
+    env: &E,
+    packet: &mut P,
+    key: &mut ConntrackKey<F>,
+    way: &mut Conntrack<F>,
+    headers: &Headers<F>,
+    uplink: &Uplink<F>,
+    now: Nanos,
+) -> Result<Port, Step> {
+    let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
+    let round = step::round(packet);
+    let hash = hash::connection::<F>(&src, src_port, &dst, dst_port, proto, 0);
+    (way.addr, way.port, way.client_port) = (src, src_port, src_port);
+    for attempt in 0..TRIES {
+        let port = port_of(hash, round * TRIES + attempt);
+        *key = ConntrackKey::snat_reply(uplink.addr, port, dst, dst_port, proto);
+        if has_port(env, key, way, now) {
+            return Ok(port);
+        }
+    }
+    if round + 1 < ROUNDS {
+        return Err(step::hand_over_again(packet, Stage::Snat, round + 1));
+    }
+    Err(Step::Ends(Reason::SnatExhausted))
+}
+
+/// Whether a connection has the port of an entry now, which is made for it where the port is free.
+#[inline(always)]
+fn has_port<F: Family, E: Env<F>>(env: &E, key: &mut ConntrackKey<F>, way: &Conntrack<F>, now: Nanos) -> bool {
+    if let Some(entry) = env.conntrack(key) {
+        let owner = entry.load();
+        if owner.leads_to(&way.addr, way.port) {
+            entry.set_last_seen(now.ticks());
+            return true;
+        }
+        if !conntrack::gives_way(env, &owner, key.proto, now, Role::First) {
+            return false;
+        }
+        // What may still come of the connection that had the port must not leave by it; and of two that want it one inserts.
+        let (node, node_port) = (key.client, key.client_port);
+        (key.client, key.client_port, key.direction) = (owner.addr, owner.port, SNAT);
+        env.conntrack_remove(key);
+        *key = ConntrackKey::snat_reply(node, node_port, key.peer, key.peer_port, key.proto);
+        env.conntrack_remove(key);
+    }
+    // A service may be reached by the node's address and that port.
+    env.frontend(&FrontendKey::new(key.client, key.client_port, key.proto)).is_none()
+        && env.conntrack_insert(key, way).is_ok()
+}
+
+/// The port of an attempt, each another one.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "below 2^16")]
+fn port_of(hash: u32, attempt: u32) -> Port {
+    /// Odd, and less than 1811: no divisor in common with [`PORTS`], which is 2^4 by 1811, so that no port comes twice. Each
+    /// connection has its own, so that those whose first tries meet part again.
+    const DISTANCES: u32 = 905;
+    const { assert!(PORTS == 16 * 1811) };
+    let first = hash::place(hash, PORTS as u32);
+    let distance = 2 * hash::place(hash.rotate_left(16), DISTANCES) + 1;
+    let at = (first + attempt.wrapping_mul(distance)) % PORTS as u32;
+    Port::new(FIRST_PORT + at as u16)
+}
+
+/// Notes a packet in an entry; returns what is known of the connection then.
+#[inline(always)]
+fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: u8, now: Nanos) -> u8 {
+    let now: Ticks = now.ticks();
+    entry.count_packet();
+    if held.last_seen != now {
+        entry.set_last_seen(now);
+    }
+    let seen = held.seen | shown;
+    if held.seen != seen {
+        entry.set_seen(seen);
+    }
+    seen
+}
+
+/// A packet that has come in, and looks like an answer to one that has left as the node's own.
+#[inline(always)]
+pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
+    let mut headers = Headers::default();
+    match F::parse_first(packet, &mut headers) {
+        Ok(()) => {}
+        Err(NoPorts::Ends(reason)) => return Step::Ends(reason),
+        Err(NoPorts::Fragment) => return Step::Ends(Reason::Fragment),
+        Err(NoPorts::Icmp) => return Step::Ends(Reason::OtherProtocol),
+    }
+    env.in_memory(&headers);
+    let Headers { src, src_port, dst, dst_port, proto, .. } = headers;
+    let now = env.now();
+    let known = env.conntrack(&ConntrackKey::snat_reply(dst, dst_port, src, src_port, proto));
+    if let Some(entry) = known {
+        let held = entry.load();
+        if headers.is_tcp() || !conntrack::has_expired(env, &held, proto, now) {
+            note(&entry, &held, conntrack::shown(&headers, From::Backend), now);
+            return match translate(packet, &mut headers, End::Destination, &held.addr, held.client_port) {
+                Ok(()) => Step::Ends(Reason::SnatReply),
+                Err(_) => Step::Ends(Reason::RewriteFailed),
+            };
+        }
+    }
+    let looks = address::looks(env, &dst);
+    tc::without_frontend(env, packet, &headers, looks)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_tries_each_port_once() {
+        for hash in [0, 1, 2, 3, u32::MAX] {
+            let ports: BTreeSet<_> = (0..u32::from(PORTS)).map(|attempt| port_of(hash, attempt)).collect();
+            assert_eq!(ports.len(), usize::from(PORTS));
+            assert!(ports.iter().all(|port| is_of_range(*port)));
+        }
+        assert!(!is_of_range(Port::new(FIRST_PORT - 1)) && !is_of_range(Port::new(30_000)));
+    }
+}
