@@ -100,22 +100,35 @@ pub struct Walker {
     tables: Tables,
     /// The clock that entries are stamped by.
     clock: Box<dyn Fn() -> Ticks + Send>,
-    /// What `direct_filter` had when the last walk began, and what that has found to be wanted there.
-    marks: (BTreeMap<u32, u64>, BTreeMap<u32, u64>),
+    direct: Marks,
+    snat: Marks,
 }
+
+/// What the last walk has found of a filter that the datapath writes.
+#[derive(Default)]
+struct Marks {
+    /// The bits that were set when it began.
+    set: Bits,
+    /// Those that connections want.
+    wanted: Bits,
+}
+
+/// Words that are not zero, by their index.
+type Bits = BTreeMap<u32, u64>;
 
 /// The state of a walk.
 struct Walk {
     status: CollectorStatus,
     lifetimes: Lifetimes,
     now: Ticks,
-    wanted: BTreeMap<u32, u64>,
+    direct: Bits,
+    snat: Bits,
 }
 
 impl Walker {
     /// One that has seen nothing yet.
     pub fn new(tables: Tables) -> Self {
-        Self { tables, clock: Box::new(now), marks: Default::default() }
+        Self { tables, clock: Box::new(now), direct: Marks::default(), snat: Marks::default() }
     }
 
     /// Walks through all once, and takes out what is over. `rest` is called after each part; the walk ends early where that
@@ -136,22 +149,17 @@ impl Walker {
             status: CollectorStatus::default(),
             lifetimes: self.tables.shared.lifetimes.get(&ONLY)?.unwrap_or_default(),
             now: (self.clock)(),
-            wanted: BTreeMap::new(),
+            direct: Bits::new(),
+            snat: Bits::new(),
         };
-        let marks: BTreeMap<u32, u64> = self
-            .tables
-            .shared
-            .direct_filter
-            .entries()?
-            .into_iter()
-            .filter(|(_, word)| word.bits != 0)
-            .map(|(index, word)| (index, word.bits))
-            .collect();
+        let direct = bits(&self.tables.shared.direct_filter)?;
+        let snat = bits(&self.tables.shared.snat_filter)?;
         let is_whole = of_family(&mut self.tables.v4, &mut walk, &mut rest)?
             && of_family(&mut self.tables.v6, &mut walk, &mut rest)?;
         if is_whole {
-            let (before, wanted_before) = mem::replace(&mut self.marks, (marks, walk.wanted));
-            clear_marks(&mut self.tables.shared.direct_filter, &before, &wanted_before, &self.marks.1)?;
+            let shared = &mut self.tables.shared;
+            self.direct.follow(&mut shared.direct_filter, Marks { set: direct, wanted: walk.direct })?;
+            self.snat.follow(&mut shared.snat_filter, Marks { set: snat, wanted: walk.snat })?;
         }
         walk.status.seconds = start.elapsed().as_secs_f64();
         walk.status.busy_seconds = start.elapsed().saturating_sub(rested).as_secs_f64();
@@ -168,14 +176,19 @@ fn of_family<F: Family>(
     let is_over = |key: &ConntrackKey<F>, entry: &Conntrack<F>, now: Ticks| {
         entry.has_expired(lifetimes.of(key.proto, entry.seen), now)
     };
-    let mut wanted = mem::take(&mut walk.wanted);
+    let (mut direct, mut snat) = (mem::take(&mut walk.direct), mem::take(&mut walk.snat));
+    let mark = |bits: &mut Bits, place: Place| *bits.entry(place.word).or_default() |= place.bit;
     let is_whole = remove_parts(&mut tables.conntrack, walk, rest, is_over, |key, entry| {
         if key.direction == FORWARD && entry.addr == key.peer {
-            let place = Place::of::<F>(&key.peer);
-            *wanted.entry(place.word).or_default() |= place.bit;
+            mark(&mut direct, Place::of::<F>(&key.peer));
+        }
+        if entry.is_from_outside() {
+            // Of whichever of its entries is there: the others are made again from that.
+            let backend = if key.direction == FORWARD { &entry.addr } else { &key.peer };
+            mark(&mut snat, Place::of::<F>(backend));
         }
     })?;
-    walk.wanted = wanted;
+    (walk.direct, walk.snat) = (direct, snat);
     let is_old =
         |_: &FragmentsKey<F>, entry: &Fragments, now: Ticks| entry.at.until(now) >= fragments::LIFETIME.ticks();
     Ok(is_whole && remove_parts(&mut tables.fragments, walk, rest, is_old, |_, _| {})?)
@@ -212,23 +225,27 @@ fn remove_parts<K: Copy, V: Copy>(
     }
 }
 
-/// Clears the marks that were there before the last walk began, and that neither that nor this one has found to be
-/// wanted: a connection that is marked has its entry at once.
-fn clear_marks(
-    table: &mut BoxTable<u32, FilterWord>,
-    before: &BTreeMap<u32, u64>,
-    wanted_before: &BTreeMap<u32, u64>,
-    wanted: &BTreeMap<u32, u64>,
-) -> Result<(), TableError> {
-    for (index, bits) in before {
-        let of = |wanted: &BTreeMap<u32, u64>| wanted.get(index).copied().unwrap_or_default();
-        let stale = bits & !of(wanted_before) & !of(wanted);
-        if stale != 0 {
-            let bits = table.get(index)?.unwrap_or_default().bits & !stale;
-            table.insert(index, &FilterWord { bits })?;
+/// The words of a filter that are not zero.
+fn bits(table: &BoxTable<u32, FilterWord>) -> Result<Bits, TableError> {
+    let set = table.entries()?.into_iter().filter(|(_, word)| word.bits != 0);
+    Ok(set.map(|(index, word)| (index, word.bits)).collect())
+}
+
+impl Marks {
+    /// Clears the marks that were there before the last walk began, and that neither that nor this one, which is `next`, has
+    /// found to be wanted: a connection that is marked has its entry at once.
+    fn follow(&mut self, table: &mut BoxTable<u32, FilterWord>, next: Self) -> Result<(), TableError> {
+        let before = mem::replace(self, next);
+        for (index, bits) in &before.set {
+            let of = |wanted: &Bits| wanted.get(index).copied().unwrap_or_default();
+            let stale = bits & !of(&before.wanted) & !of(&self.wanted);
+            if stale != 0 {
+                let bits = table.get(index)?.unwrap_or_default().bits & !stale;
+                table.insert(index, &FilterWord { bits })?;
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The clock that entries are stamped by.
@@ -301,6 +318,37 @@ mod tests {
             })
             .unwrap();
         assert!(parts >= 1 && table.len().unwrap() < 5_000 - 1_000, "{walk:?}");
+    }
+
+    #[test]
+    fn backends_of_clients_from_outside_stay_marked_by_any_of_their_entries() {
+        use affinity_common::abi::conntrack::OUTSIDE;
+        let backend = [10, 244, 1, 9];
+        let ports = (Port::new(1), Port::new(8080));
+        let reverse = ConntrackKey::<V4>::reverse([192, 0, 2, 1], ports.0, backend, ports.1, Proto::TCP);
+        let snat = ConntrackKey::<V4>::snat([192, 0, 2, 1], ports.0, backend, ports.1, Proto::TCP);
+        for (key, entry) in [
+            (key(1, Proto::TCP), Conntrack { addr: backend, ends: OUTSIDE, ..silent_for(1, REPLIED) }),
+            (reverse, Conntrack { ends: OUTSIDE, ..silent_for(1, REPLIED) }),
+            (snat, Conntrack { ends: OUTSIDE, ..silent_for(1, REPLIED) }),
+        ] {
+            let memory = MemoryTables::default();
+            let (mut table, mut filter) = (memory.v4.conntrack.clone(), memory.snat_filter.clone());
+            table.insert(&key, &entry).unwrap();
+            let place = Place::of::<V4>(&backend);
+            filter.insert(&place.word, &FilterWord { bits: place.bit }).unwrap();
+            let is_marked = || place.is_in(memory.snat_filter.get(&place.word).unwrap().unwrap());
+            let mut walker = walker(&memory);
+            for _ in 0..3 {
+                walker.walk(|| true).unwrap();
+                assert!(is_marked(), "{key:?}");
+            }
+            table.remove(&key).unwrap();
+            for _ in 0..2 {
+                walker.walk(|| true).unwrap();
+            }
+            assert!(!is_marked(), "{key:?}");
+        }
     }
 
     #[test]

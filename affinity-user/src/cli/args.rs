@@ -226,6 +226,10 @@ pub(super) struct RunArgs {
     /// Interfaces of clients: `*` and `?` stand for text, `!PATTERN` leaves out; by default pods' host ends
     #[arg(long = "interface", value_name = "PATTERN")]
     pub interfaces: Vec<String>,
+    /// Interfaces that lead outside, and to other nodes, whose clients reach node ports and load balancers' addresses; written
+    /// as for --interface, whose interfaces they are not. By default the usual names of network cards, and of CNI plugins' overlay devices
+    #[arg(long = "uplink", value_name = "PATTERN")]
+    pub uplinks: Vec<String>,
     /// How programs are attached
     #[arg(long, value_enum, default_value_t)]
     pub attach: Attach,

@@ -66,6 +66,7 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
             sweep: Duration::from_secs(args.socket_sweep_interval),
         },
         interfaces: args.interfaces,
+        uplinks: args.uplinks,
         state_dir: common.state_dir.clone(),
         audit_interval: Duration::from_secs(args.audit_interval),
         addresses: Addresses { metrics: args.metrics_address.0, health: args.health_address.0 },

@@ -149,7 +149,7 @@ pub(super) fn connections(common: &Common, client: Option<IpAddr>) -> Result<()>
         return print::json(&rows);
     }
     print::table(
-        &["proto", "direction", "client", "frontend", "backend", "service", "state", "packets", "idle"],
+        &["proto", "direction", "client", "frontend", "backend", "seen as", "service", "state", "packets", "idle"],
         rows.iter().map(|row| {
             vec![
                 row.proto.clone(),
@@ -157,6 +157,7 @@ pub(super) fn connections(common: &Common, client: Option<IpAddr>) -> Result<()>
                 row.client.to_string(),
                 row.frontend.to_string(),
                 row.backend.to_string(),
+                row.seen_as.map_or_else(|| "-".to_owned(), |seen| seen.to_string()),
                 row.service.clone(),
                 row.state.to_owned(),
                 row.packets.to_string(),

@@ -11,9 +11,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep_until;
 
-use crate::loader::interfaces::{Action, Follower, Interface, LinkEvent, watch};
-use crate::loader::{Attachment, Datapath};
+use crate::loader::interfaces::{Action, Follower, Interface, LinkEvent, NodeAddress, watch};
+use crate::loader::{Attachment, Datapath, uplinks};
 use crate::status::{AttachingStatus, ProblemStatus, interface_object};
+use crate::tables::{TableError, Tables};
 
 /// How long after a failure an interface is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -31,6 +32,8 @@ pub(super) struct Attached {
     /// Interfaces that could not be attached to.
     pub problems: Vec<ProblemStatus>,
     pub attaching: AttachingStatus,
+    /// The addresses of the node.
+    pub addresses: Vec<NodeAddress>,
 }
 
 /// A handle of the thread, which ends when this is dropped. The programs stay where they are.
@@ -45,6 +48,7 @@ impl Attacher {
     /// `duration` gets how long each interface that came has waited.
     pub fn start(
         datapath: Datapath,
+        tables: Tables,
         follower: Follower,
         duration: Histogram,
         changed: impl Fn() + Send + 'static,
@@ -57,6 +61,7 @@ impl Attacher {
         let runtime = runtime.worker_threads(1).thread_name("links").enable_all().build()?;
         let worker = Worker {
             datapath,
+            tables,
             follower,
             unattached: BTreeMap::new(),
             retry: None,
@@ -100,6 +105,7 @@ struct Unattached {
 
 struct Worker {
     datapath: Datapath,
+    tables: Tables,
     follower: Follower,
     unattached: BTreeMap<u32, Unattached>,
     retry: Option<Instant>,
@@ -134,8 +140,13 @@ impl Worker {
 
     fn follow(&mut self, at: Instant, event: LinkEvent) {
         let is_all = matches!(event, LinkEvent::All(_));
+        let are_addresses = matches!(event, LinkEvent::Addresses(_));
         let actions = self.follower.follow(event);
-        let has_acted = !actions.is_empty();
+        let has_acted = !actions.is_empty() || are_addresses;
+        // What comes by an uplink is to be known as such from its first packet on.
+        if has_acted && let Err(error) = self.settle_uplinks() {
+            tracing::error!(%error, "uplinks are not known to the datapath: tried again when interfaces change");
+        }
         for action in actions {
             // Those of a list have been there before, nobody knows since when.
             self.act(action, (!is_all).then_some(at));
@@ -152,6 +163,12 @@ impl Worker {
         if has_acted || is_first {
             self.tell();
         }
+    }
+
+    fn settle_uplinks(&mut self) -> Result<(), TableError> {
+        let Self { tables, follower, .. } = self;
+        uplinks::settle(&mut tables.v4.uplinks, follower.uplinks(), follower.addresses())?;
+        uplinks::settle(&mut tables.v6.uplinks, follower.uplinks(), follower.addresses())
     }
 
     fn act(&mut self, action: Action, came: Option<Instant>) {
@@ -206,6 +223,7 @@ impl Worker {
             attachments: self.datapath.attachments().cloned().collect(),
             problems: problems.collect(),
             attaching: self.waits.status(),
+            addresses: self.follower.addresses().to_vec(),
         };
         (self.changed)();
     }

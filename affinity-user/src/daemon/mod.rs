@@ -72,6 +72,8 @@ pub struct Options {
     pub keeper: keeper::Options,
     /// Which interfaces are clients': see [`Patterns`].
     pub interfaces: Vec<String>,
+    /// Which interfaces lead outside: see [`Patterns::of_uplinks`].
+    pub uplinks: Vec<String>,
     /// Where the status file is written.
     pub state_dir: PathBuf,
     /// How often everything is compared with the maps.
@@ -165,8 +167,10 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let cgroup = datapath.cgroup().cloned();
     let (changed, mut changes) = mpsc::channel(1);
     let attacher = {
-        let (follower, keeper) = (Follower::new(Patterns::new(&options.interfaces)), keeper.clone());
-        Attacher::start(datapath, follower, metrics.attach.clone(), move || {
+        let (clients, uplinks) = (Patterns::new(&options.interfaces), Patterns::of_uplinks(&options.uplinks));
+        let (follower, keeper) = (Follower::new(clients, uplinks), keeper.clone());
+        let tables = bpf::open_pinned(&options.loader.pin_dir)?;
+        Attacher::start(datapath, tables, follower, metrics.attach.clone(), move || {
             if let Some(keeper) = &keeper {
                 keeper.links_changed();
             }

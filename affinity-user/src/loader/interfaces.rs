@@ -1,17 +1,23 @@
-//! The node's interfaces: which of them are clients', and how they come and go.
+//! The node's interfaces: which of them are clients', which lead outside, and how they come and go.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::{MulticastGroup, new_multicast_connection};
+use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::sync::mpsc;
 
 /// The host's ends of pods' interfaces, as the usual CNI plugins name them.
 pub const DEFAULT_PATTERNS: [&str; 6] = ["veth*", "lxc*", "cali*", "eni*", "azv*", "gke*"];
+
+/// The interfaces by which a node usually talks to what is outside of it, and the overlay devices of CNI plugins that have an
+/// Ethernet header.
+pub const DEFAULT_UPLINKS: [&str; 6] = ["eth*", "en*", "bond*", "flannel*", "vxlan*", "genev*"];
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +28,19 @@ pub struct Interface {
     pub name: String,
     /// Whether its packets have an Ethernet header.
     pub is_ethernet: bool,
+    /// Its link-layer address; zeroes where it has none of six bytes.
+    pub mac: [u8; 6],
+}
+
+/// An address of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// The index of the interface that has it.
+    pub ifindex: u32,
+    /// The address.
+    pub addr: IpAddr,
+    /// Whether packets of others may leave with it: it is there to stay, and no second one of its network.
+    pub is_primary: bool,
 }
 
 /// What the kernel says of interfaces.
@@ -33,6 +52,8 @@ pub enum LinkEvent {
     There(Interface),
     /// One has gone.
     Gone(u32),
+    /// The addresses of all of them, in the kernel's order, but for those of a link or of the node alone.
+    Addresses(Vec<NodeAddress>),
 }
 
 /// What is to be done about it.
@@ -48,7 +69,16 @@ pub enum Action {
     Unsupported(Interface),
 }
 
-/// Which interfaces are clients', by their names: `*` stands for any text, `?` for a character, and a pattern after `!` takes
+/// What an interface is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Clients of this node are behind it.
+    Client,
+    /// It leads outside, and to other nodes.
+    Uplink,
+}
+
+/// Which interfaces are clients', or lead outside, by their names: `*` stands for any text, `?` for a character, and a pattern after `!` takes
 /// out what the others matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patterns {
@@ -57,12 +87,21 @@ pub struct Patterns {
 }
 
 impl Patterns {
-    /// Of patterns as people write them; the default ones where there is none to include.
+    /// Those of clients, of patterns as people write them; [`DEFAULT_PATTERNS`] where there is none to include.
     pub fn new<T: AsRef<str>>(patterns: &[T]) -> Self {
+        Self::with_default(patterns, &DEFAULT_PATTERNS)
+    }
+
+    /// Those that lead outside; [`DEFAULT_UPLINKS`] where there is none to include.
+    pub fn of_uplinks<T: AsRef<str>>(patterns: &[T]) -> Self {
+        Self::with_default(patterns, &DEFAULT_UPLINKS)
+    }
+
+    fn with_default<T: AsRef<str>>(patterns: &[T], default: &[&str]) -> Self {
         let (exclude, mut include): (Vec<String>, Vec<String>) =
             patterns.iter().map(|pattern| pattern.as_ref().to_owned()).partition(|pattern| pattern.starts_with('!'));
         if include.is_empty() {
-            include = DEFAULT_PATTERNS.map(str::to_owned).to_vec();
+            include = default.iter().map(|&pattern| pattern.to_owned()).collect();
         }
         Self { include, exclude: exclude.into_iter().map(|pattern| pattern[1..].to_owned()).collect() }
     }
@@ -73,7 +112,7 @@ impl Patterns {
         self.include.iter().cloned().chain(excluded).collect()
     }
 
-    /// Whether an interface of this name is a client's.
+    /// Whether an interface of this name is one of them.
     pub fn matches(&self, name: &str) -> bool {
         let any = |patterns: &[String]| patterns.iter().any(|pattern| glob(pattern.as_bytes(), name.as_bytes()));
         any(&self.include) && !any(&self.exclude)
@@ -94,14 +133,35 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
 /// Turns what the kernel says into what is to be done. Pure.
 #[derive(Clone, Debug)]
 pub struct Follower {
-    patterns: Patterns,
+    clients: Patterns,
+    uplinks: Patterns,
     known: BTreeMap<u32, Interface>,
+    addresses: Vec<NodeAddress>,
 }
 
 impl Follower {
-    /// Follows the interfaces of these patterns.
-    pub fn new(patterns: Patterns) -> Self {
-        Self { patterns, known: BTreeMap::new() }
+    /// Follows the interfaces of these patterns; one that is of both is a client's.
+    pub fn new(clients: Patterns, uplinks: Patterns) -> Self {
+        Self { clients, uplinks, known: BTreeMap::new(), addresses: Vec::new() }
+    }
+
+    /// What an interface is to us, if anything.
+    pub fn role(&self, interface: &Interface) -> Option<Role> {
+        if self.clients.matches(&interface.name) {
+            Some(Role::Client)
+        } else {
+            self.uplinks.matches(&interface.name).then_some(Role::Uplink)
+        }
+    }
+
+    /// The uplinks that there are.
+    pub fn uplinks(&self) -> impl Iterator<Item = &Interface> {
+        self.known.values().filter(|one| one.is_ethernet && self.role(one) == Some(Role::Uplink))
+    }
+
+    /// The addresses of the node.
+    pub fn addresses(&self) -> &[NodeAddress] {
+        &self.addresses
     }
 
     /// What is to be done about an event.
@@ -115,6 +175,10 @@ impl Follower {
             }
             LinkEvent::There(interface) => self.see(interface),
             LinkEvent::Gone(index) => self.forget(index),
+            LinkEvent::Addresses(addresses) => {
+                self.addresses = addresses;
+                Vec::new()
+            }
         }
     }
 
@@ -124,7 +188,7 @@ impl Follower {
     }
 
     fn wants(&self, interface: &Interface) -> bool {
-        interface.is_ethernet && self.patterns.matches(&interface.name)
+        interface.is_ethernet && self.role(interface).is_some()
     }
 
     fn see(&mut self, interface: Interface) -> Vec<Action> {
@@ -136,7 +200,7 @@ impl Follower {
             (true, true) if old.as_ref().is_some_and(|old| old.name != interface.name) => {
                 vec![Action::Rename(interface)]
             }
-            (false, false) if old.is_none() && self.patterns.matches(&interface.name) => {
+            (false, false) if old.is_none() && self.role(&interface).is_some() => {
                 vec![Action::Unsupported(interface)]
             }
             _ => Vec::new(),
@@ -149,7 +213,7 @@ impl Follower {
     }
 }
 
-/// Sends all interfaces, then each change, until nobody listens, with the time at which it was heard of. After a loss of messages (the socket's buffer was full), and
+/// Sends all addresses and all interfaces, then each change, until nobody listens, with the time at which it was heard of. After a loss of messages (the socket's buffer was full), and
 /// now and then anyway, all of them are sent again.
 ///
 /// # Errors
@@ -158,12 +222,16 @@ pub async fn watch(events: mpsc::Sender<(Instant, LinkEvent)>) -> std::io::Resul
     /// How often all interfaces are sent again.
     const RESYNC: std::time::Duration = std::time::Duration::from_secs(30);
     // Listening before listing: nothing is missed in between.
-    let (connection, handle, mut messages) = new_multicast_connection(&[MulticastGroup::Link])?;
+    let (connection, handle, mut messages) =
+        new_multicast_connection(&[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])?;
     tokio::spawn(connection);
     let mut resync = tokio::time::interval(RESYNC);
     loop {
         let event = tokio::select! {
             _ = resync.tick() => {
+                if events.send((Instant::now(), addresses(&handle).await?)).await.is_err() {
+                    return Ok(());
+                }
                 let links: Vec<LinkMessage> =
                     handle.link().get().execute().try_collect().await.map_err(std::io::Error::other)?;
                 Some(LinkEvent::All(links.iter().filter_map(interface).collect()))
@@ -177,6 +245,9 @@ pub async fn watch(events: mpsc::Sender<(Instant, LinkEvent)>) -> std::io::Resul
                     NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
                         Some(LinkEvent::Gone(link.header.index))
                     }
+                    NetlinkPayload::InnerMessage(
+                        RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_),
+                    ) => Some(addresses(&handle).await?),
                     NetlinkPayload::Overrun(_) => {
                         resync.reset_immediately();
                         None
@@ -198,7 +269,42 @@ fn interface(link: &LinkMessage) -> Option<Interface> {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     })?;
-    Some(Interface { index: link.header.index, name, is_ethernet: link.header.link_layer_type == LinkLayerType::Ether })
+    let mac = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
+        _ => None,
+    });
+    Some(Interface {
+        index: link.header.index,
+        name,
+        is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+        mac: mac.unwrap_or_default(),
+    })
+}
+
+/// All addresses of the node.
+async fn addresses(handle: &Handle) -> std::io::Result<LinkEvent> {
+    let messages = handle.address().get().execute().try_collect::<Vec<_>>().await.map_err(std::io::Error::other)?;
+    Ok(LinkEvent::Addresses(messages.iter().filter_map(address).collect()))
+}
+
+fn address(message: &AddressMessage) -> Option<NodeAddress> {
+    let (mut local, mut addr, mut flags) = (None, None, AddressFlags::empty());
+    for attribute in &message.attributes {
+        match attribute {
+            // Of a link between two, the other attribute is the other end's.
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => addr = Some(*ip),
+            AddressAttribute::Flags(set) => flags = *set,
+            _ => {}
+        }
+    }
+    let addr = local.or(addr)?;
+    if !matches!(message.header.scope, AddressScope::Universe | AddressScope::Site) || addr.is_loopback() {
+        return None;
+    }
+    // Of IPv6, a secondary one is temporary (RFC 8981).
+    let not = AddressFlags::Secondary | AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed;
+    Some(NodeAddress { ifindex: message.header.index, addr, is_primary: !flags.intersects(not) })
 }
 
 #[cfg(test)]
@@ -206,7 +312,7 @@ mod tests {
     use super::*;
 
     fn ether(index: u32, name: &str) -> Interface {
-        Interface { index, name: name.to_owned(), is_ethernet: true }
+        Interface { index, name: name.to_owned(), is_ethernet: true, mac: [2, 0, 0, 0, 0, 1] }
     }
 
     #[test]
@@ -231,7 +337,7 @@ mod tests {
 
     #[test]
     fn interfaces_are_followed() {
-        let mut follower = Follower::new(Patterns::new(&["cli*"]));
+        let mut follower = Follower::new(Patterns::new(&["cli*"]), Patterns::of_uplinks(&["up*"]));
         let all = LinkEvent::All(vec![ether(1, "lo"), ether(2, "cli0"), ether(3, "cli1")]);
         assert_eq!(follower.follow(all.clone()), [Action::Attach(ether(2, "cli0")), Action::Attach(ether(3, "cli1"))]);
         assert_eq!(follower.follow(all), []);
@@ -246,8 +352,19 @@ mod tests {
     }
 
     #[test]
+    fn what_leads_outside_is_attached_to_unless_it_is_a_clients() {
+        let mut follower = Follower::new(Patterns::new(&["eth7", "cli*"]), Patterns::of_uplinks::<&str>(&[]));
+        let all = [ether(2, "eth0"), ether(3, "eth7"), ether(4, "dummy0"), ether(5, "cli0")];
+        let attached = [2, 3, 5].map(|index| all.iter().find(|one| one.index == index).cloned().expect("it"));
+        assert_eq!(follower.follow(LinkEvent::All(all.to_vec())), attached.map(Action::Attach));
+        assert_eq!(follower.uplinks().map(|one| one.index).collect::<Vec<_>>(), [2]);
+        follower.follow(LinkEvent::Gone(2));
+        assert_eq!(follower.uplinks().count(), 0);
+    }
+
+    #[test]
     fn what_has_no_ethernet_header_is_named_once() {
-        let mut follower = Follower::new(Patterns::new(&["tun*"]));
+        let mut follower = Follower::new(Patterns::new(&["tun*"]), Patterns::of_uplinks::<&str>(&[]));
         let tun = Interface { is_ethernet: false, ..ether(5, "tun0") };
         assert_eq!(follower.follow(LinkEvent::There(tun.clone())), [Action::Unsupported(tun.clone())]);
         assert_eq!(follower.follow(LinkEvent::There(tun)), []);

@@ -16,6 +16,7 @@ pub(crate) mod pin;
 mod preflight;
 mod touch;
 mod unknown;
+pub mod uplinks;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -155,6 +156,9 @@ impl Datapath {
     /// # Errors
     /// Where a map can't be read or written. All of it is done again by the next start.
     pub fn finish_migration(&mut self) -> Result<(), LoadError> {
+        for stale in pin::STALE {
+            let _ = fs::remove_file(self.pin_dir.join(stale));
+        }
         let Some(migration) = self.migration.take() else { return Ok(()) };
         let entries = migration.finish()?;
         maps::claim(&mut self.object, migrate::FROM, LAYOUT)?;

@@ -1,17 +1,23 @@
 //! What maps are pinned as: a map whose contents have changed is another map, so that both can be there during an upgrade.
 
-use affinity_common::abi::{LAYOUT, MapSpec};
+use affinity_common::abi::MapSpec;
 
 /// The versions of maps that are not the first: whoever changes a map's key or value raises it, and
-/// [`LAYOUT`], and tells [`super::migrate`] how the one becomes the other.
+/// [`affinity_common::abi::LAYOUT`], and tells [`super::migrate`] how the one becomes the other.
 const VERSIONS: &[(&str, u32)] = &[
     ("frontends_v4", 2),
     ("frontends_v6", 2),
     ("sockets_v4", 2),
     ("sockets_v6", 2),
-    // Programs hand over to those of their own layout alone.
-    ("tail_calls", LAYOUT),
+    // Programs hand over to those of their own version alone: raised with each program that is handed over to.
+    ("tail_calls", TAIL_CALLS),
 ];
+
+/// The version of `tail_calls`.
+const TAIL_CALLS: u32 = 5;
+
+/// Pins of earlier versions within this layout that nobody uses once the programs are replaced.
+pub const STALE: &[&str] = &["tail_calls-v4"];
 
 /// The name of a map's pin: its own, and from its second version on that (`sockets_v4-v2`).
 pub fn name(spec: &MapSpec) -> String {

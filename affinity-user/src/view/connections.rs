@@ -21,6 +21,8 @@ pub struct ConnectionRow {
     pub frontend: SocketAddr,
     /// Who answers.
     pub backend: SocketAddr,
+    /// What a backend on another node takes the client for, where it has come from outside.
+    pub seen_as: Option<SocketAddr>,
     /// `namespace/name`.
     pub service: String,
     /// The pod's name, where it is known.
@@ -46,6 +48,7 @@ pub fn connections(snapshot: &Snapshot) -> Vec<ConnectionRow> {
             client: connection.client,
             frontend: connection.frontend,
             backend: connection.backend,
+            seen_as: connection.seen_as,
             service: snapshot.names.service(connection.key.service),
             pod: snapshot.names.pod(connection.key.service, connection.key.backend),
             state: if connection.expired { "expired" } else { state(connection.proto, connection.seen) },

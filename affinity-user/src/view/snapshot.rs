@@ -1,13 +1,13 @@
 //! The maps, read once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use affinity_common::abi::affinity::Affinity;
 use affinity_common::abi::backend_stats::BackendStats;
 use affinity_common::abi::backends::BackendKey;
-use affinity_common::abi::conntrack::FORWARD;
+use affinity_common::abi::conntrack::{ConntrackKey, FORWARD, REVERSE, SNAT, SNAT_REPLY};
 use affinity_common::abi::counters::Counter;
 use affinity_common::abi::frontends::Frontend;
 use affinity_common::abi::lifetimes::Lifetimes;
@@ -99,6 +99,8 @@ pub struct Connection {
     pub frontend: SocketAddr,
     /// Who answers.
     pub backend: SocketAddr,
+    /// What a backend on another node takes the client for, where it has come from outside.
+    pub seen_as: Option<SocketAddr>,
     /// Which backend that is.
     pub key: BackendKey,
     /// Packets in this direction.
@@ -257,9 +259,20 @@ fn connections_of<F: Family>(
     lifetimes: &Lifetimes,
     now: Nanos,
 ) -> Result<Vec<Connection>, TableError> {
-    let entries = tables.conntrack.entries()?.into_iter();
+    let (snat, entries): (Vec<_>, Vec<_>) =
+        tables.conntrack.entries()?.into_iter().partition(|(key, _)| [SNAT, SNAT_REPLY].contains(&key.direction));
+    let seen_as: HashMap<_, _> = snat
+        .into_iter()
+        .filter(|(key, _)| key.direction == SNAT)
+        .map(|(key, entry)| (ConntrackKey { direction: REVERSE, ..key }, (entry.addr, entry.client_port)))
+        .collect();
     Ok(entries
+        .into_iter()
         .map(|(key, entry)| {
+            let mut as_reverse = key;
+            if key.direction == FORWARD {
+                as_reverse.turn_reverse(entry.client_port, entry.addr, entry.port);
+            }
             let peer = super::socket::<F>(&key.peer, key.peer_port);
             let other = super::socket::<F>(&entry.addr, entry.port);
             let forward = key.direction == FORWARD;
@@ -271,6 +284,7 @@ fn connections_of<F: Family>(
                 client: super::socket::<F>(&key.client, key.client_port),
                 frontend,
                 backend,
+                seen_as: seen_as.get(&as_reverse).map(|(addr, port)| super::socket::<F>(addr, *port)),
                 key: BackendKey { service: entry.service, backend: entry.backend },
                 packets: entry.packets,
                 seen: entry.seen,
