@@ -7,8 +7,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use affinity_common::abi::announced::{Announced, AnnouncedKey};
 use affinity_common::abi::netns::{NetnsClient, NetnsKey};
 use affinity_common::abi::sockets::{Socket, SocketKey};
+use affinity_common::abi::source_ranges::{Range, RangeKey};
 use affinity_tests::daemon::{Cli, Daemon, DaemonOptions, PIN_DIR, SourceDir};
 use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
@@ -546,6 +548,11 @@ fn maps_are_dumped_with_field_names() -> Result<()> {
         tables.v6.netns.insert(&NetnsKey::default(), &NetnsClient::default())?;
         tables.v4.sockets.insert(&SocketKey::default(), &Socket::default())?;
         tables.v6.sockets.insert(&SocketKey::default(), &Socket::default())?;
+        // Nor is an address announced, or a client kept out; one uplink has an address of a family at least.
+        tables.v4.ranges.insert(&RangeKey::default(), &Range::default())?;
+        tables.v6.ranges.insert(&RangeKey::default(), &Range::default())?;
+        tables.v4.announced.insert(&AnnouncedKey::default(), &Announced::default())?;
+        tables.v6.announced.insert(&AnnouncedKey::default(), &Announced::default())?;
         mountns::list(PIN_DIR)
     })?;
     let mut dumped = 0;
