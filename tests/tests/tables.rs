@@ -16,8 +16,8 @@ use affinity_tests::privilege::require_root;
 use affinity_tests::programs::now;
 use affinity_user::collector::Walker;
 use affinity_user::loader::{Datapath, Options, Sizes};
-use affinity_user::model::{ServiceName, ServicePortName};
-use affinity_user::plan::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, Scope, ServicePlan};
+use affinity_user::model::{FrontendKind, ServiceName, ServicePortName};
+use affinity_user::plan::{BackendPlan, FamilyPlan, FrontendPlan, Origin, PortPlan, Scope, Scopes, ServicePlan};
 use affinity_user::reconcile::{Change, Reconciler};
 use affinity_user::tables::{TableError, bpf, dump};
 use anyhow::{Result, anyhow};
@@ -53,14 +53,22 @@ fn service(n: u8, affinity: Option<u32>, pods: &[u8]) -> Change {
     let backend = |pod: &u8| BackendPlan {
         addr: [10, 244, n, *pod],
         port,
-        eligible: true,
+        eligible: Scopes { cluster: true, local: false },
         target: Some(format!("pod-{pod}").into()),
     };
-    let v4 = FamilyPlan {
-        frontends: vec![FrontendPlan { addr: [10, 96, 0, n], port: Port::new(80), proto: Proto::TCP }],
-        backends: pods.iter().map(backend).collect(),
-        others: false,
+    let frontend = FrontendPlan {
+        addr: [10, 96, 0, n],
+        port: Port::new(80),
+        proto: Proto::TCP,
+        origin: Origin::Anybody,
+        kind: FrontendKind::ClusterIp,
+        scope: Scope::Cluster,
+        parts_outsiders: false,
+        has_ranges: false,
+        port_alone: false,
     };
+    let v4 =
+        FamilyPlan { frontends: vec![frontend], backends: pods.iter().map(backend).collect(), ..FamilyPlan::default() };
     Change::Apply(ServicePlan {
         name: name.clone(),
         ports: vec![PortPlan {
@@ -68,10 +76,10 @@ fn service(n: u8, affinity: Option<u32>, pods: &[u8]) -> Change {
             seed: 0x5eed,
             affinity: affinity.map(Seconds::new),
             shares_affinity: false,
-            scope: Scope::Cluster,
             v4,
             v6: FamilyPlan::default(),
         }],
+        health: None,
     })
 }
 

@@ -62,6 +62,26 @@ pub const PARTS_OUTSIDERS: u16 = 2;
 /// Only clients whose addresses `ranges_*` has for the service are let in.
 pub const HAS_RANGES: u16 = 4;
 
+/// Of the address, the service has this port alone: it is the node's own, or an endpoint's. `addresses` does not have it for
+/// this frontend's sake.
+pub const PORT_ALONE: u16 = 8;
+
+/// The bits of [`Frontend::flags`] that say, for people, which of a service's addresses this is: [`CLUSTER_IP`] or one of its
+/// siblings.
+pub const KIND: u16 = 0x300;
+
+/// One of its cluster IPs.
+pub const CLUSTER_IP: u16 = 0;
+
+/// One of its external IPs.
+pub const EXTERNAL_IP: u16 = 0x100;
+
+/// One of its load balancer's.
+pub const LOAD_BALANCER: u16 = 0x200;
+
+/// One of the node's own, for a node port.
+pub const NODE_PORT: u16 = 0x300;
+
 /// [`FrontendKey::origin`]: whoever asks.
 pub const ANYBODY: u8 = 0;
 
@@ -100,6 +120,12 @@ impl Frontend {
     #[inline(always)]
     pub const fn parts_outsiders(&self) -> bool {
         self.flags & PARTS_OUTSIDERS != 0
+    }
+
+    /// Whether the service has this port alone of the address.
+    #[inline(always)]
+    pub const fn is_port_alone(&self) -> bool {
+        self.flags & PORT_ALONE != 0
     }
 
     /// Whether it lets in some clients only.

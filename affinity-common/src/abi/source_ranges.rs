@@ -41,6 +41,11 @@ impl<F: Family> RangeKey<F> {
         Self { prefix_len: Self::SERVICE_BITS + bits, service, addr }
     }
 
+    /// How many bits of the address count.
+    pub const fn bits(&self) -> u32 {
+        self.prefix_len.saturating_sub(Self::SERVICE_BITS)
+    }
+
     /// How many bits an address has.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "32 or 128")]

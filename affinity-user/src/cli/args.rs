@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::loader::{PIN_DIR, Sizes};
+use crate::model::NodePortAddresses;
 use crate::sources::kubernetes::access::KUBELET_KUBECONFIG;
 use crate::status::STATE_DIR;
 use affinity_common::abi::lifetimes::Lifetimes;
@@ -223,6 +224,10 @@ pub(super) struct RunArgs {
     /// This node's name in the cluster; by default its host name
     #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = node_name)]
     pub node_name: Option<String>,
+    /// At which of the node's addresses node ports are, repeatable: `primary`, the first internal one of each family by its
+    /// Node; `all`; or a CIDR, for those that are in it
+    #[arg(long = "nodeport-addresses", value_name = "VALUE", default_value = "primary")]
+    pub nodeport_addresses: Vec<NodePortAddresses>,
     /// Interfaces of clients: `*` and `?` stand for text, `!PATTERN` leaves out; by default pods' host ends
     #[arg(long = "interface", value_name = "PATTERN")]
     pub interfaces: Vec<String>,

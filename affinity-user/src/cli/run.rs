@@ -39,6 +39,7 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
     let options = daemon::Options {
         node_name: args.node_name.map_or_else(host_name, Ok)?,
         source,
+        node_port_addresses: args.nodeport_addresses,
         loader: loader::Options {
             pin_dir: common.pin_dir.clone(),
             sizes,

@@ -10,16 +10,22 @@ use super::args::{Common, Output};
 use super::print::{self, line, or_dash, span};
 use crate::flush;
 use crate::loader::{self, cgroup::CgroupAttachment};
+use crate::model::FrontendKind;
 use crate::monitor::{self, Happening};
 use crate::status::{NodeStatus, StatusFile};
-use crate::view::{self, BackendRow, Certainty, EvictionRow, ServiceRow, SessionRow, Snapshot};
+use crate::view::{self, BackendRow, Certainty, EvictionRow, FrontendRow, ServiceRow, SessionRow, Snapshot};
 
 pub(super) fn services(common: &Common) -> Result<()> {
     let rows = view::services(&Snapshot::read(&common.pin_dir)?);
     if common.output == Output::Json {
         return print::json(&rows);
     }
-    print_services(common, &rows, common.output == Output::Wide)
+    print_services(common, &rows, common.output == Output::Wide)?;
+    if common.output != Output::Wide {
+        return Ok(());
+    }
+    line("")?;
+    print_frontends(&rows)
 }
 
 fn print_services(common: &Common, rows: &[ServiceRow], with_policy: bool) -> Result<()> {
@@ -34,7 +40,7 @@ fn print_services(common: &Common, rows: &[ServiceRow], with_policy: bool) -> Re
             let mut cells = vec![
                 row.service.clone(),
                 or_dash(Some(&row.port_name).filter(|name| !name.is_empty())),
-                row.frontends.join(", "),
+                row.frontend_details.iter().map(describe_frontend).collect::<Vec<_>>().join(", "),
                 affinity.unwrap_or_else(|| "None".to_owned()),
                 format!("{}/{}", row.eligible, row.backends),
                 row.live_sessions.to_string(),
@@ -42,6 +48,35 @@ fn print_services(common: &Common, rows: &[ServiceRow], with_policy: bool) -> Re
             cells.extend(with_policy.then(|| row.internal_traffic_policy.to_owned()));
             cells.extend(wide.then(|| row.id.to_string()));
             cells
+        }),
+    )
+}
+
+/// `192.168.1.5:30080/TCP (NodePort)`: of a cluster IP, where it is.
+fn describe_frontend(it: &FrontendRow) -> String {
+    if it.kind == FrontendKind::ClusterIp.to_string() {
+        it.frontend.clone()
+    } else {
+        format!("{} ({})", it.frontend, it.kind)
+    }
+}
+
+/// What there is to say of each frontend of service ports.
+fn print_frontends(rows: &[ServiceRow]) -> Result<()> {
+    print::table(
+        &["port", "frontend", "kind", "traffic policy", "lets in"],
+        rows.iter().flat_map(|row| row.frontend_details.iter().map(move |it| (row, it))).map(|(row, it)| {
+            let lets_in = it.source_ranges.as_ref().map_or_else(
+                || "all".to_owned(),
+                |ranges| if ranges.is_empty() { "nobody".to_owned() } else { ranges.join(", ") },
+            );
+            vec![
+                or_dash(Some(&row.port_name).filter(|name| !name.is_empty())),
+                it.frontend.clone(),
+                it.kind.clone(),
+                it.traffic_policy.to_owned(),
+                lets_in,
+            ]
         }),
     )
 }
@@ -65,6 +100,8 @@ pub(super) fn service(common: &Common, name: &str) -> Result<()> {
         return print::json(&json!({"service": name, "ports": services, "backends": backends}));
     }
     print_services(common, &services, true)?;
+    line("")?;
+    print_frontends(&services)?;
     line("")?;
     print_backends(common, &backends)
 }

@@ -24,6 +24,7 @@ use crate::health::Pulse;
 use crate::loader::interfaces::{Follower, Patterns};
 use crate::loader::{self, Datapath, LoadError, cgroup};
 use crate::metrics::Metrics;
+use crate::model::NodePortAddresses;
 use crate::reconcile::Reconciler;
 use crate::server::{Addresses, ListenError, Listeners};
 use crate::sockets::keeper::{self, Keeper};
@@ -62,6 +63,8 @@ pub struct Options {
     pub node_name: String,
     /// Where objects come from.
     pub source: Source,
+    /// At which of the node's addresses node ports are: at all that one of these names.
+    pub node_port_addresses: Vec<NodePortAddresses>,
     /// How the datapath is loaded.
     pub loader: loader::Options,
     /// Whether sockets are served where they are, and at which cgroup; by default at the node's root.

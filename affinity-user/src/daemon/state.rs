@@ -83,7 +83,7 @@ impl State {
             pods_are_served: options.keeper.pods,
         });
         Ok(Self {
-            model: Model::new(options.node_name.as_str()),
+            model: Model::new(options.node_name.as_str()).with_node_port_addresses(options.node_port_addresses.clone()),
             reconciler,
             threads,
             cgroup,

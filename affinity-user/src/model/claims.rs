@@ -2,31 +2,12 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fmt,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
 };
 
-use affinity_common::types::{Port, Proto};
 use jiff::Timestamp;
 
-use super::{Service, ServiceName};
-
-/// An address, port and protocol that a service is reached by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FrontendAddress {
-    /// The address.
-    pub addr: IpAddr,
-    /// The port.
-    pub port: Port,
-    /// The protocol.
-    pub proto: Proto,
-}
-
-impl fmt::Display for FrontendAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", SocketAddr::new(self.addr, self.port.get()), self.proto)
-    }
-}
+use super::{FrontendAddress, Service, ServiceName, frontend::Source};
 
 /// One service's claim. The least one wins: the older, then the one whose name comes first.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,8 +16,8 @@ struct Claim {
     ageless: bool,
     created: Option<Timestamp>,
     service: ServiceName,
-    /// The port's index in the service's `spec.ports`.
-    port: usize,
+    /// What of the service says so.
+    source: Source,
 }
 
 /// A service that wanted an address and port and did not get it, or now has it.
@@ -44,8 +25,8 @@ struct Claim {
 pub(super) struct Contest {
     pub frontend: FrontendAddress,
     pub loser: ServiceName,
-    /// The index of the port in the loser's `spec.ports`.
-    pub port: usize,
+    /// What of the loser says that it wants it.
+    pub source: Source,
     pub winner: ServiceName,
 }
 
@@ -67,8 +48,9 @@ pub(super) struct Outcome {
 }
 
 impl Claims {
-    /// Replaces the claims of a service's old version by those of the new one.
-    pub fn replace(&mut self, old: Option<&Service>, new: Option<&Service>) -> Outcome {
+    /// Replaces the claims of a service's old version by those of the new one; each with the addresses that node ports
+    /// have then.
+    pub fn replace(&mut self, old: Option<Claimant<'_>>, new: Option<Claimant<'_>>) -> Outcome {
         let before: BTreeSet<_> = old.into_iter().flat_map(claims_of).collect();
         let after: BTreeSet<_> = new.into_iter().flat_map(claims_of).collect();
         let mut outcome = Outcome::default();
@@ -103,9 +85,10 @@ impl Claims {
         outcome
     }
 
-    /// Whether the service has the address and port.
-    pub fn holds(&self, service: &ServiceName, frontend: &FrontendAddress) -> bool {
-        self.by_frontend.get(frontend).and_then(|claims| claims.first()).is_some_and(|claim| claim.service == *service)
+    /// Whether the service has the address and port, by what of it says so.
+    pub fn holds(&self, service: &ServiceName, frontend: &FrontendAddress, source: Source) -> bool {
+        let first = self.by_frontend.get(frontend).and_then(|claims| claims.first());
+        first.is_some_and(|claim| claim.service == *service && claim.source == source)
     }
 
     /// Every claim that lost.
@@ -117,23 +100,30 @@ impl Claims {
     }
 }
 
+/// A service that says the same twice, of one port, contests nothing.
 fn contests(frontend: FrontendAddress, claims: &[Claim]) -> impl Iterator<Item = Contest> {
     let winner = claims.first();
     claims.iter().skip(1).filter_map(move |claim| {
-        Some(Contest { frontend, loser: claim.service.clone(), port: claim.port, winner: winner?.service.clone() })
+        let winner =
+            winner.filter(|winner| winner.service != claim.service || winner.source.port != claim.source.port)?;
+        let (loser, source) = (claim.service.clone(), claim.source);
+        Some(Contest { frontend, loser, source, winner: winner.service.clone() })
     })
 }
 
-fn claims_of(service: &Service) -> impl Iterator<Item = (FrontendAddress, Claim)> {
+/// A service, and the addresses that node ports have.
+pub(super) type Claimant<'a> = (&'a Service, &'a BTreeSet<IpAddr>);
+
+fn claims_of((service, node_ports): Claimant<'_>) -> impl Iterator<Item = (FrontendAddress, Claim)> {
     service.ports.iter().flat_map(move |port| {
-        service.cluster_ips.iter().map(move |addr| {
+        service.frontends(port, node_ports).map(move |(frontend, source)| {
             let claim = Claim {
                 ageless: service.created.is_none(),
                 created: service.created,
                 service: service.name.clone(),
-                port: port.index,
+                source,
             };
-            (FrontendAddress { addr: *addr, port: port.port, proto: port.proto }, claim)
+            (frontend, claim)
         })
     })
 }

@@ -5,8 +5,11 @@
 
 mod claims;
 mod endpoints;
+mod externals;
+mod frontend;
 mod names;
 mod node;
+mod node_addresses;
 mod place;
 mod pod;
 mod problem;
@@ -20,29 +23,33 @@ mod trigger;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use jiff::Timestamp;
 
+use self::{
+    claims::{Claims, Contest, Outcome},
+    externals::Externals,
+    node_addresses::NodeAddresses,
+    store::{Store, Transition},
+};
 pub use self::{
-    claims::FrontendAddress,
     endpoints::Endpoints,
+    frontend::{FrontendAddress, FrontendKind},
     names::{Kind, ObjectName, PodName, ServiceName, ServicePortName, SliceName, Subject},
     node::Node,
+    node_addresses::{NoNodePortAddresses, NodePortAddresses},
     place::{Hints, Place},
     pod::Pod,
     problem::{Fault, Problem, Rejection},
-    service::{AffinityScope, Service, ServicePort, SessionAffinity, TrafficPolicy},
+    service::{AffinityScope, External, ListedAddress, Service, ServicePort, SessionAffinity, TrafficPolicy},
     shared_text::{Text, shared},
     slice::{Endpoint, EndpointSlice, TargetPort},
     store::{Checked, Object},
     trigger::Trigger,
-};
-use self::{
-    claims::{Claims, Contest, Outcome},
-    store::{Store, Transition},
 };
 
 /// All services and their endpoints, and what there is to know of this node.
@@ -58,6 +65,10 @@ pub struct Model {
     /// In the order of their names. Most services have one.
     by_service: HashMap<ServiceName, Vec<Arc<EndpointSlice>>>,
     claims: Claims,
+    /// The services that are reached from outside.
+    outward: BTreeSet<ServiceName>,
+    externals: Externals,
+    addresses: NodeAddresses,
     files: BTreeMap<PathBuf, Vec<Problem>>,
     changes: Changes,
 }
@@ -73,6 +84,8 @@ pub struct Changes {
     pub unreadable_triggers: u64,
     /// Whether a pod of this node has come, changed or gone.
     pub pods: bool,
+    /// Whether something else is known of this node's Node than was.
+    pub node: bool,
     /// New rejections, to be logged.
     pub rejected: Vec<Rejection>,
     /// What had rejections and has none of that sort any more, to be logged.
@@ -94,7 +107,19 @@ pub struct ServiceView<'a> {
     /// Where its clients are.
     pub place: Place<'a>,
     slices: &'a [Arc<EndpointSlice>],
-    claims: &'a Claims,
+    model: &'a Model,
+}
+
+/// A frontend that a service has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldFrontend {
+    /// Where it is.
+    pub at: FrontendAddress,
+    /// Which of the service's addresses that is.
+    pub kind: FrontendKind,
+    /// Whether the address is somebody else's too, the node's own or an endpoint's: what is sent to its other ports is no
+    /// matter of the service's.
+    pub port_alone: bool,
 }
 
 impl<'a> ServiceView<'a> {
@@ -103,9 +128,22 @@ impl<'a> ServiceView<'a> {
         self.slices.iter().map(Arc::as_ref)
     }
 
-    /// Whether it has an address and port, rather than an older service.
-    pub fn holds(&self, frontend: &FrontendAddress) -> bool {
-        self.claims.holds(&self.service.name, frontend)
+    /// What a port of it is reached by: what no older service has.
+    pub fn frontends(&self, port: &'a ServicePort) -> impl Iterator<Item = HeldFrontend> + use<'a> {
+        let Self { service, model, .. } = *self;
+        let Model { claims, addresses, externals, .. } = model;
+        let wanted = service.frontends(port, addresses.node_ports());
+        wanted.filter(|(at, source)| claims.holds(&service.name, at, *source)).map(|(at, source)| HeldFrontend {
+            at,
+            kind: source.kind,
+            port_alone: match source.kind {
+                FrontendKind::ClusterIp => false,
+                FrontendKind::ExternalIp | FrontendKind::LoadBalancer => {
+                    addresses.has(at.addr) || externals.is_endpoints(at.addr)
+                }
+                FrontendKind::NodePort => true,
+            },
+        })
     }
 }
 
@@ -113,6 +151,25 @@ impl Model {
     /// The model of the node of this name; a default one is of a node that has none.
     pub fn new(node_name: impl Into<Text>) -> Self {
         Self { node_name: node_name.into(), ..Self::default() }
+    }
+
+    /// The same with node ports at other addresses than [`NodePortAddresses::Primary`]: at all that one of these names.
+    #[must_use]
+    pub fn with_node_port_addresses(mut self, settings: Vec<NodePortAddresses>) -> Self {
+        let addresses = self.addresses.clone().with_settings(settings);
+        self.addresses_changed(addresses);
+        self
+    }
+
+    /// The addresses of the node's interfaces are these.
+    pub fn set_node_addresses(&mut self, own: BTreeSet<IpAddr>) {
+        let addresses = self.addresses.clone().with_own(own);
+        self.addresses_changed(addresses);
+    }
+
+    /// The addresses at which node ports are.
+    pub fn node_port_addresses(&self) -> &BTreeSet<IpAddr> {
+        self.addresses.node_ports()
     }
 
     /// A list of all objects of a kind begins: versions that come from now on take effect when it is complete, all at
@@ -258,6 +315,8 @@ impl Model {
 
     /// What has happened since the last call.
     pub fn take_changes(&mut self) -> Changes {
+        let slices = self.by_service.values().flatten().map(Arc::as_ref);
+        self.changes.dirty.extend(self.externals.check(slices));
         std::mem::take(&mut self.changes)
     }
 
@@ -298,7 +357,7 @@ impl Model {
 
     fn view<'a>(&'a self, service: &'a Service) -> ServiceView<'a> {
         let slices = self.by_service.get(&service.name).map(Vec::as_slice).unwrap_or_default();
-        ServiceView { service, place: self.place(), slices, claims: &self.claims }
+        ServiceView { service, place: self.place(), slices, model: self }
     }
 
     /// All that is not programmed, and why.
@@ -329,11 +388,38 @@ impl Model {
         if old == new {
             return;
         }
-        let Outcome { touched, lost, settled } = self.claims.replace(old.as_deref(), new.as_deref());
+        if new.as_ref().is_some_and(|service| service.external.is_some()) {
+            self.outward.insert(name.clone());
+        } else {
+            self.outward.remove(&name);
+        }
+        self.externals.replace(old.as_deref(), new.as_deref());
+        let node_ports = self.addresses.node_ports();
+        let claimant = |service| (service, node_ports);
+        let outcome = self.claims.replace(old.as_deref().map(claimant), new.as_deref().map(claimant));
         self.changes.dirty.insert(name);
-        self.changes.dirty.extend(touched);
-        self.changes.rejected.extend(lost.into_iter().map(Rejection::from));
-        self.changes.accepted.extend(settled.into_iter().map(|name| Subject::Object(Kind::Service, name)));
+        self.changes.note_claims(outcome);
+    }
+
+    fn addresses_changed(&mut self, new: NodeAddresses) {
+        if new == self.addresses {
+            return;
+        }
+        let old = std::mem::replace(&mut self.addresses, new);
+        let new = &self.addresses;
+        let have_moved = old.node_ports() != new.node_ports();
+        for name in &self.outward {
+            let Some(service) = self.services.get(name) else { continue };
+            let mut external = service.external.iter().flat_map(|external| external.addresses());
+            if external.any(|addr| old.has(addr) != new.has(addr)) || have_moved && service.has_node_ports() {
+                self.changes.dirty.insert(name.clone());
+            }
+            if have_moved {
+                let claimant = |addresses| Some((service.as_ref(), addresses));
+                let outcome = self.claims.replace(claimant(old.node_ports()), claimant(new.node_ports()));
+                self.changes.note_claims(outcome);
+            }
+        }
     }
 
     fn slice_changed(&mut self, transition: Transition<EndpointSlice>) {
@@ -344,6 +430,7 @@ impl Model {
         if old == new {
             return;
         }
+        old.iter().chain(&new).for_each(|slice| self.externals.slice_changed(slice));
         if let Some(old) = old {
             if let Some(slices) = self.by_service.get_mut(&old.service) {
                 slices.retain(|slice| slice.name != name);
@@ -370,6 +457,10 @@ impl Model {
         if let Some(problems) = problems {
             self.changes.note(&Subject::Object(Kind::Node, name), &problems);
         }
+        self.changes.node |= old != new;
+        let internal = new.as_ref().map(|node| node.internal_ips.clone()).unwrap_or_default();
+        let addresses = self.addresses.clone().with_internal(internal);
+        self.addresses_changed(addresses);
         let zone = |node: &Option<Arc<Node>>| node.as_ref().and_then(|node| node.zone.clone());
         if zone(&old) == zone(&new) {
             return;
@@ -399,6 +490,12 @@ impl Model {
 }
 
 impl Changes {
+    fn note_claims(&mut self, Outcome { touched, lost, settled }: Outcome) {
+        self.dirty.extend(touched);
+        self.rejected.extend(lost.into_iter().map(Rejection::from));
+        self.accepted.extend(settled.into_iter().map(|name| Subject::Object(Kind::Service, name)));
+    }
+
     fn note(&mut self, subject: &Subject, problems: &[Problem]) {
         if problems.is_empty() {
             self.accepted.insert(subject.clone());
@@ -409,10 +506,12 @@ impl Changes {
 }
 
 impl From<Contest> for Rejection {
-    fn from(Contest { frontend, loser, port, winner }: Contest) -> Self {
-        Self {
-            object: Subject::Object(Kind::Service, loser),
-            problem: Problem::new(format!("spec.ports[{port}].port"), Fault::Conflict { frontend, winner }),
-        }
+    fn from(Contest { frontend, loser, source, winner }: Contest) -> Self {
+        let fault = if loser == winner {
+            Fault::DuplicatePort(frontend.port.get(), frontend.proto)
+        } else {
+            Fault::Conflict { frontend, winner }
+        };
+        Self { object: Subject::Object(Kind::Service, loser), problem: Problem::new(source.field(), fault) }
     }
 }

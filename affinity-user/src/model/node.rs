@@ -1,5 +1,9 @@
 //! A node, as far as it says where this proxy is.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::{Kind, ObjectName, Text, store::Object};
 
 /// A node of the cluster.
@@ -9,6 +13,12 @@ pub struct Node {
     pub name: ObjectName,
     /// Its label `topology.kubernetes.io/zone`.
     pub zone: Option<Text>,
+    /// Its addresses of type `InternalIP`, in their order.
+    pub internal_ips: Vec<IpAddr>,
+    /// `spec.podCIDRs`: whose addresses its pods have, where the cluster gives them out so.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Whether it is about to go: it is being deleted, or the cluster's autoscaler has marked it (KEP-3836).
+    pub is_going: bool,
 }
 
 impl Object for Node {

@@ -1,6 +1,6 @@
 //! Where this proxy is, and which endpoints are meant for there.
 
-use super::Text;
+use super::{Endpoint, Text};
 
 /// Where this proxy is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -9,6 +9,13 @@ pub struct Place<'a> {
     pub node: &'a str,
     /// The node's zone, where that is known.
     pub zone: Option<&'a str>,
+}
+
+impl Place<'_> {
+    /// Whether an endpoint is on this node.
+    pub fn has(self, endpoint: &Endpoint) -> bool {
+        !self.node.is_empty() && endpoint.node_name.as_deref() == Some(self.node)
+    }
 }
 
 /// The nodes and zones that an endpoint is meant for: its `hints`, as `trafficDistribution` makes them.

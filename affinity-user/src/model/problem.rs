@@ -71,6 +71,15 @@ pub enum Fault {
     /// A traffic policy that Kubernetes does not have.
     #[error("{0:?} is no traffic policy: Cluster or Local")]
     UnknownPolicy(String),
+    /// `type` is none that Kubernetes has.
+    #[error("{0:?} is no type of a service: ClusterIP, NodePort, LoadBalancer or ExternalName")]
+    UnknownType(String),
+    /// `ipMode` is none that Kubernetes has.
+    #[error("{0:?} is no IP mode: VIP or Proxy")]
+    UnknownIpMode(String),
+    /// A text that is no range of addresses.
+    #[error("{0:?} is no range of addresses, such as 192.168.0.0/16: nobody is let in by it")]
+    NotARange(String),
     /// `timeoutSeconds` out of range.
     #[error("{0} is no timeout: 1..=86400")]
     Timeout(i32),
@@ -89,7 +98,7 @@ pub enum Fault {
     #[error("{0}/{1} is another port of the service: remove one")]
     DuplicatePort(u16, Proto),
     /// Another service has the address and port.
-    #[error("{frontend} belongs to Service {winner}, which is older: change clusterIPs or the port of one of them")]
+    #[error("{frontend} belongs to Service {winner}, which is older: change the address or the port of one of them")]
     Conflict {
         /// The address, port and protocol.
         frontend: FrontendAddress,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use affinity_common::types::{Port, Proto, Seconds};
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::{Kind, ServiceName, ServicePortName, Text, store::Object};
@@ -24,6 +25,39 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// The ports of protocols that are supported; name and protocol are unique, port number and protocol too.
     pub ports: Vec<ServicePort>,
+    /// How it is reached from outside, if it is: most are not.
+    pub external: Option<Box<External>>,
+}
+
+/// How a service is reached from outside, beside its ports' `nodePort`s.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct External {
+    /// `spec.externalIPs`, each once.
+    pub ips: Vec<ListedAddress>,
+    /// `status.loadBalancer.ingress[].ip`, each once, but for those of `ipMode: Proxy`.
+    pub load_balancer_ips: Vec<ListedAddress>,
+    /// `spec.externalTrafficPolicy`: of node ports and these addresses.
+    pub policy: TrafficPolicy,
+    /// `spec.loadBalancerSourceRanges`: who is let in at [`Self::load_balancer_ips`]; without any, everybody is.
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// `spec.healthCheckNodePort` of a load balancer's service with the policy `Local`.
+    pub health_check_port: Option<Port>,
+}
+
+/// An address of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListedAddress {
+    /// Where it stands in the list, for errors that name it.
+    pub index: u16,
+    /// The address.
+    pub addr: IpAddr,
+}
+
+impl External {
+    /// All addresses of both lists.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ips.iter().chain(&self.load_balancer_ips).map(|it| it.addr)
+    }
 }
 
 /// Whether clients are kept on their backends.
@@ -69,9 +103,16 @@ pub struct ServicePort {
     pub proto: Proto,
     /// The port that clients use.
     pub port: Port,
+    /// The port that they use at the node's own addresses, if there is one.
+    pub node_port: Option<Port>,
 }
 
 impl Service {
+    /// Whether it has ports at the node's own addresses.
+    pub fn has_node_ports(&self) -> bool {
+        self.ports.iter().any(|port| port.node_port.is_some())
+    }
+
     /// The name of one of its ports.
     pub fn port_name(&self, port: &ServicePort) -> ServicePortName {
         ServicePortName { service: self.name.clone(), port: port.name.clone(), proto: port.proto }

@@ -248,16 +248,19 @@ fn of_two_services_on_one_address_the_older_has_it() {
     let lost = |loser: &str, winner: &str| {
         format!(
             "Service shop/{loser}: spec.ports[0].port: 10.0.0.1:80/TCP belongs to Service shop/{winner}, \
-             which is older: change clusterIPs or the port of one of them"
+             which is older: change the address or the port of one of them"
         )
     };
     let holder = |model: &Model| -> Vec<String> {
         let frontend = FrontendAddress {
-            addr: std::net::IpAddr::from([10, 0, 0, 1]),
+            addr: IpAddr::from([10, 0, 0, 1]),
             port: affinity_common::types::Port::new(80),
             proto: affinity_common::types::Proto::TCP,
         };
-        model.services().filter(|view| view.holds(&frontend)).map(|view| view.service.name.name.to_string()).collect()
+        let holds = |view: &ServiceView<'_>| {
+            view.service.ports.iter().any(|port| view.frontends(port).any(|held| held.at == frontend))
+        };
+        model.services().filter(holds).map(|view| view.service.name.name.to_string()).collect()
     };
     list(&mut model, &service("b", "10.0.0.1", 5, ""));
     assert_eq!(change(&mut model, &service("a", "10.0.0.1", 6, "")), format!("a - {}", lost("a", "b")));
@@ -282,6 +285,146 @@ fn of_two_services_on_one_address_the_older_has_it() {
     // A loser that goes takes its rejection with it.
     assert_eq!(delete(&mut model, Kind::Service, "b"), "b + Service shop/b");
     assert_eq!(rejections(&model), [""; 0]);
+}
+
+/// What services are reached by, the cluster IPs' left out.
+fn reached(model: &Model) -> Vec<String> {
+    let mut lines = Vec::new();
+    for view in model.services() {
+        for held in view.service.ports.iter().flat_map(|port| view.frontends(port)) {
+            if held.kind != FrontendKind::ClusterIp {
+                let alone = if held.port_alone { " alone" } else { "" };
+                lines.push(format!("{} {} {}{alone}", view.service.name.name, held.at, held.kind));
+            }
+        }
+    }
+    lines
+}
+
+fn node(addresses: &[&str]) -> String {
+    let addresses: Vec<_> = addresses.iter().map(|it| format!("{{type: InternalIP, address: '{it}'}}")).collect();
+    format!(
+        "---\napiVersion: v1\nkind: Node\nmetadata: {{name: a}}\nstatus: {{addresses: [{}]}}\n",
+        addresses.join(", ")
+    )
+}
+
+fn own(model: &mut Model, addresses: &[&str]) -> String {
+    model.set_node_addresses(addresses.iter().map(|it| it.parse().expect("an address")).collect());
+    changes(model)
+}
+
+const NODE_PORT: &str = ", type: NodePort, ports: [{port: 80, nodePort: 30080}]";
+
+/// The same with other ports than `service` makes.
+fn with_ports(name: &str, ip: &str, created: u32, more: &str) -> String {
+    service(name, ip, created, more).replacen(", ports: [{port: 80}]", "", 1)
+}
+
+#[test]
+fn node_ports_are_at_the_nodes_addresses_wherever_those_come_from() {
+    let mut model = Model::new("a");
+    let web = with_ports("web", "10.0.0.1", 1, NODE_PORT);
+    list(&mut model, &[web.as_str(), &service("api", "10.0.0.2", 2, "")].concat());
+    assert_eq!(reached(&model), [""; 0], "no Node is known");
+    assert_eq!(change(&mut model, &node(&["192.168.0.5", "192.168.0.6", "fd00::5"])), "web");
+    // It has no IPv6.
+    assert_eq!(reached(&model), ["web 192.168.0.5:30080/TCP NodePort alone"]);
+    assert_eq!(own(&mut model, &["192.168.0.5", "192.168.0.7"]), "", "those of the Node count");
+    assert_eq!(change(&mut model, &node(&["192.168.0.6"])), "web");
+    assert_eq!(reached(&model), ["web 192.168.0.6:30080/TCP NodePort alone"]);
+
+    let mut model = Model::new("a").with_node_port_addresses(vec![NodePortAddresses::All]);
+    list(&mut model, &web);
+    assert_eq!(own(&mut model, &["192.168.0.5", "127.0.0.1", "169.254.0.1"]), "web");
+    assert_eq!(reached(&model), ["web 192.168.0.5:30080/TCP NodePort alone"]);
+    assert_eq!(own(&mut model, &["192.168.0.5", "127.0.0.1"]), "");
+    assert_eq!(own(&mut model, &[]), "web");
+    assert_eq!(reached(&model), [""; 0]);
+}
+
+#[test]
+fn all_that_services_are_reached_by_can_be_wanted_by_another() {
+    let mut model = Model::new("a");
+    let lost = |loser: &str, field: &str, at: &str, winner: &str| {
+        format!(
+            "Service shop/{loser}: {field}: {at} belongs to Service shop/{winner}, which is older: \
+             change the address or the port of one of them"
+        )
+    };
+    let ingress = "status: {loadBalancer: {ingress: [{hostname: lb.example}, {ip: 203.0.113.1}]}}\n";
+    let objects = [
+        node(&["192.168.0.5"]),
+        with_ports("a", "10.0.0.1", 1, NODE_PORT),
+        service("b", "10.0.0.2", 2, ", externalIPs: [203.0.113.1, 10.0.0.4]"),
+        // A node port that is taken, and an address that is.
+        with_ports("c", "10.0.0.3", 3, &NODE_PORT.replace("NodePort,", "LoadBalancer,")) + ingress,
+        // A cluster IP that an older service has as its external one.
+        service("d", "10.0.0.4", 4, ", externalIPs: [192.168.0.5, 203.0.113.1]").replace("port: 80", "port: 30080"),
+    ];
+    list(&mut model, &objects.concat());
+    assert_eq!(
+        rejections(&model),
+        [
+            lost("c", "spec.ports[0].nodePort", "192.168.0.5:30080/TCP", "a"),
+            lost("d", "spec.externalIPs[0]", "192.168.0.5:30080/TCP", "a"),
+            lost("c", "status.loadBalancer.ingress[1].ip", "203.0.113.1:80/TCP", "b"),
+        ]
+    );
+    assert_eq!(
+        reached(&model),
+        [
+            "a 192.168.0.5:30080/TCP NodePort alone",
+            "b 203.0.113.1:80/TCP ExternalIP",
+            "b 10.0.0.4:80/TCP ExternalIP",
+            "d 203.0.113.1:30080/TCP ExternalIP",
+        ]
+    );
+    // The node's address moves: what was lost for it is settled, and lost anew.
+    let moved = change(&mut model, &node(&["192.168.0.6"]));
+    assert!(moved.starts_with("a c d ") && moved.contains("+ Service shop/d"), "{moved}");
+    assert_eq!(rejections(&model).len(), 2);
+    assert!(delete(&mut model, Kind::Service, "a").contains("+ Service shop/c"));
+    assert_eq!(rejections(&model), [lost("c", "status.loadBalancer.ingress[1].ip", "203.0.113.1:80/TCP", "b")]);
+}
+
+#[test]
+fn a_service_that_says_one_thing_twice_contests_nothing() {
+    let mut model = Model::new("a");
+    let ports = "ports: [{name: a, port: 80, nodePort: 30080}, {name: b, port: 30080}]";
+    let twice = with_ports("web", "10.0.0.1", 1, &format!(", type: LoadBalancer, externalIPs: [203.0.113.1], {ports}"))
+        + "status: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}\n";
+    list(&mut model, &[twice.as_str(), &node(&["192.168.0.5"])].concat());
+    assert_eq!(rejections(&model), [""; 0]);
+    assert_eq!(reached(&model).iter().filter(|line| line.contains("203.0.113.1:80/TCP ExternalIP")).count(), 1);
+    assert_eq!(reached(&model).iter().filter(|line| line.contains("LoadBalancer")).count(), 0);
+    // But two ports that want one.
+    let both = twice.replace("externalIPs: [203.0.113.1]", "externalIPs: [192.168.0.5]");
+    change(&mut model, &both);
+    assert_eq!(
+        rejections(&model),
+        ["Service shop/web: spec.ports[0].nodePort: 30080/TCP is another port of the service: remove one"]
+    );
+}
+
+#[test]
+fn an_address_that_is_somebody_elses_too_is_the_services_by_its_ports_alone() {
+    let mut model = Model::new("a");
+    let (one, other) = ("web 10.1.0.9:80/TCP ExternalIP", "web 192.168.0.9:80/TCP ExternalIP");
+    let alone = |line: &str| format!("{line} alone");
+    let web = service("web", "10.0.0.1", 1, ", externalIPs: [10.1.0.9, 192.168.0.9]");
+    list(&mut model, &[web.as_str(), &service("api", "10.0.0.2", 2, ""), &slice("api-1", "api", "10.1.0.1")].concat());
+    assert_eq!(reached(&model), [one, other]);
+    assert_eq!(change(&mut model, &slice("api-1", "api", "10.1.0.9")), "api web");
+    assert_eq!(reached(&model), [alone(one), other.to_owned()]);
+    assert_eq!(own(&mut model, &["192.168.0.9"]), "web");
+    assert_eq!(reached(&model), [alone(one), alone(other)]);
+    assert_eq!(change(&mut model, &slice("api-2", "api", "10.1.0.9")), "api");
+    assert_eq!(delete(&mut model, Kind::EndpointSlice, "api-1"), "api");
+    assert_eq!(reached(&model), [alone(one), alone(other)], "there is the other slice");
+    assert_eq!(delete(&mut model, Kind::EndpointSlice, "api-2"), "api web");
+    assert_eq!(own(&mut model, &[]), "web");
+    assert_eq!(reached(&model), [one, other]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use affinity_common::{
     types::{Port, Proto},
 };
 
-use super::{BackendPlan, Scope};
+use super::{BackendPlan, Scope, Scopes};
 use crate::model::{Endpoint, EndpointSlice, Place};
 
 /// How good an endpoint is for new sessions; where several are at one address and port, the best one counts.
@@ -76,29 +76,25 @@ impl Topology {
     fn admits(self, endpoint: &Endpoint, place: Place<'_>) -> bool {
         match self {
             Self::Any => true,
-            Self::OnNode => is_local(endpoint, place),
+            Self::OnNode => place.has(endpoint),
             Self::ForNode => endpoint.hints.as_ref().is_some_and(|hints| hints.has_node(place)),
             Self::ForZone => endpoint.hints.as_ref().is_some_and(|hints| hints.has_zone(place)),
         }
     }
 }
 
-fn is_local(endpoint: &Endpoint, place: Place<'_>) -> bool {
-    !place.node.is_empty() && endpoint.node_name.as_deref() == Some(place.node)
-}
-
-/// The backends of the service port of this name and protocol, in order of address and port, and whether there are
-/// endpoints that answer though none of the backends may take new sessions.
+/// The backends of the service port of this name and protocol, in order of address and port, and in which of the scopes that
+/// are in use there are endpoints that answer though none of the backends may take new sessions.
 pub(super) fn backends<'a, F: Family>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port_name: &str,
     proto: Proto,
-    scope: Scope,
+    scopes: Scopes,
     place: Place<'_>,
-) -> (Vec<BackendPlan<F>>, bool) {
+) -> (Vec<BackendPlan<F>>, Scopes) {
     let slices: Vec<(_, Vec<_>)> = slices.map(|slice| (slice, slice.endpoints.iter().collect())).collect();
     let mut found: BTreeMap<(F::Addr, Port), (Fitness, &Endpoint)> = BTreeMap::new();
-    let rank = |(fitness, endpoint): &(Fitness, &Endpoint)| (*fitness, is_local(endpoint, place));
+    let rank = |(fitness, endpoint): &(Fitness, &Endpoint)| (*fitness, place.has(endpoint));
     for (slice, endpoints) in &slices {
         for target in slice.ports.iter().filter(|port| *port.name == *port_name && port.proto == proto) {
             for endpoint in endpoints {
@@ -116,21 +112,28 @@ pub(super) fn backends<'a, F: Family>(
             }
         }
     }
-    let ready = found.values().filter(|(fitness, _)| *fitness == Fitness::Ready).map(|(_, endpoint)| *endpoint);
-    let topology = Topology::of(scope, place, ready);
-    let admitted = found.values().filter(|(_, endpoint)| topology.admits(endpoint, place));
-    // The least that is fit at all: Ready wherever one is ready.
-    let needed = admitted.map(|(fitness, _)| *fitness).max().unwrap_or(Fitness::Unfit).max(Fitness::LastResort);
     let answers = found.values().any(|(fitness, _)| *fitness >= Fitness::LastResort);
-    let backends: Vec<_> = found
-        .into_iter()
-        .map(|((addr, port), (fitness, endpoint))| BackendPlan {
-            addr,
-            port,
-            eligible: fitness >= needed && topology.admits(endpoint, place),
-            target: endpoint.target.clone(),
-        })
-        .collect();
-    let others = answers && backends.iter().all(|backend| !backend.eligible);
-    (backends, others)
+    let mut eligible = vec![Scopes::default(); found.len()];
+    let mut others = Scopes::default();
+    for scope in Scope::ALL.into_iter().filter(|scope| scopes.has(*scope)) {
+        let ready = found.values().filter(|(fitness, _)| *fitness == Fitness::Ready).map(|(_, endpoint)| *endpoint);
+        let topology = Topology::of(scope, place, ready);
+        let admitted = found.values().filter(|(_, endpoint)| topology.admits(endpoint, place));
+        // The least that is fit at all: Ready wherever one is ready.
+        let needed = admitted.map(|(fitness, _)| *fitness).max().unwrap_or(Fitness::Unfit).max(Fitness::LastResort);
+        let is_eligible =
+            |(fitness, endpoint): &(Fitness, &Endpoint)| *fitness >= needed && topology.admits(endpoint, place);
+        let chosen = eligible.iter_mut().zip(found.values()).filter(|(_, candidate)| is_eligible(candidate));
+        let chosen = chosen.map(|(scopes, _)| scopes.insert(scope)).count();
+        if chosen == 0 && answers {
+            others.insert(scope);
+        }
+    }
+    let backends = found.into_iter().zip(eligible).map(|(((addr, port), (_, endpoint)), eligible)| BackendPlan {
+        addr,
+        port,
+        eligible,
+        target: endpoint.target.clone(),
+    });
+    (backends.collect(), others)
 }

@@ -5,23 +5,28 @@
 //! addresses alone.
 
 mod endpoints;
+mod frontends;
+mod health;
 mod kept;
 pub mod maglev;
+mod scopes;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
 use affinity_common::{
-    abi::frontends::{CLUSTER, LOCAL},
     family::{Family, V4, V6},
-    types::{Port, Proto, Seconds},
+    types::{Port, Seconds},
 };
 
-pub use self::kept::Kept;
-use crate::model::{
-    AffinityScope, FrontendAddress, ServiceName, ServicePortName, ServiceView, SessionAffinity, Text, TrafficPolicy,
+pub use self::{
+    frontends::{FrontendPlan, Origin, RangePlan},
+    health::HealthCheck,
+    kept::Kept,
+    scopes::{Scope, Scopes},
 };
+use crate::model::{AffinityScope, ServiceName, ServicePort, ServicePortName, ServiceView, SessionAffinity, Text};
 
 /// What the datapath ought to hold for a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub struct ServicePlan {
     pub name: ServiceName,
     /// Its ports, in the order of their names: those that have a frontend.
     pub ports: Vec<PortPlan>,
+    /// What load balancers are to be told of the service's endpoints on this node, and where they ask.
+    pub health: Option<HealthCheck>,
 }
 
 /// What the datapath ought to hold for a service port.
@@ -44,31 +51,10 @@ pub struct PortPlan {
     pub affinity: Option<Seconds>,
     /// Whether a client that has affinity here has it on all ports of the service, to the same pod.
     pub shares_affinity: bool,
-    /// Which endpoints its frontends lead to.
-    pub scope: Scope,
     /// The IPv4 part.
     pub v4: FamilyPlan<V4>,
     /// The IPv6 part.
     pub v6: FamilyPlan<V6>,
-}
-
-/// Which endpoints frontends lead to. Clients have an affinity of their own in each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// All that the node's topology allows.
-    Cluster,
-    /// Those on this node.
-    Local,
-}
-
-impl Scope {
-    /// What stands for it in maps.
-    pub const fn number(self) -> u16 {
-        match self {
-            Self::Cluster => CLUSTER,
-            Self::Local => LOCAL,
-        }
-    }
 }
 
 /// The part of a service port that is of one address family.
@@ -79,19 +65,11 @@ pub struct FamilyPlan<F: Family> {
     /// Where that leads, in order of address and port, each once; those that are not eligible too, since they keep
     /// the flows that they have.
     pub backends: Vec<BackendPlan<F>>,
-    /// Whether there are endpoints that answer, though none of them is eligible here: clients are dropped, not refused.
-    pub others: bool,
-}
-
-/// An address and port that clients send to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FrontendPlan<F: Family> {
-    /// The address.
-    pub addr: F::Addr,
-    /// The port.
-    pub port: Port,
-    /// The protocol.
-    pub proto: Proto,
+    /// In which scopes there are endpoints that answer, though none of them is eligible here: clients are dropped, not
+    /// refused.
+    pub others: Scopes,
+    /// Who is let in by those frontends that let in some clients only, in order, each once.
+    pub ranges: Vec<RangePlan<F>>,
 }
 
 /// A backend.
@@ -101,8 +79,8 @@ pub struct BackendPlan<F: Family> {
     pub addr: F::Addr,
     /// The target port.
     pub port: Port,
-    /// Takes new sessions and keeps those it has; if not, it keeps its established flows only.
-    pub eligible: bool,
+    /// In which scopes it takes new sessions and keeps those it has; without any it keeps its established flows only.
+    pub eligible: Scopes,
     /// The pod's name, where there is a pod.
     pub target: Option<Text>,
 }
@@ -131,18 +109,18 @@ impl PortPlan {
         F::of(self)
     }
 
-    /// The slots of family `F`: indices into its [`FamilyPlan::backends`], of eligible ones alone, and none if no
+    /// The slots of family `F` and a scope: indices into its [`FamilyPlan::backends`], of eligible ones alone, and none if no
     /// backend is eligible. With affinity a Maglev table, without it each eligible backend once, in order.
     ///
     /// Where affinity is shared, target ports play no part in it, so that every port of the service chooses the same pod.
     ///
     /// Computed on each call: it depends on the addresses and ports of the eligible backends alone, so a table that
     /// was made for the same ones is still right.
-    pub fn slots<F: PlanFamily>(&self) -> Vec<u32> {
+    pub fn slots<F: PlanFamily>(&self, scope: Scope) -> Vec<u32> {
         let family = self.family::<F>();
         let (eligible, keys): (Vec<u32>, Vec<_>) = (0..)
             .zip(&family.backends)
-            .filter(|(_, b)| b.eligible)
+            .filter(|(_, b)| b.eligible.has(scope))
             .map(|(i, b)| (i, (b.addr, self.key_port(b))))
             .unzip();
         if self.affinity.is_none() {
@@ -158,9 +136,16 @@ impl PortPlan {
     }
 }
 
+impl<F: Family> FamilyPlan<F> {
+    /// The scopes that its frontends have.
+    pub fn scopes(&self) -> Scopes {
+        self.frontends.iter().map(|frontend| frontend.scope).collect()
+    }
+}
+
 impl<F: Family> Default for FamilyPlan<F> {
     fn default() -> Self {
-        Self { frontends: Vec::new(), backends: Vec::new(), others: false }
+        Self { frontends: Vec::new(), backends: Vec::new(), others: Scopes::default(), ranges: Vec::new() }
     }
 }
 
@@ -172,10 +157,6 @@ pub fn plan(view: &ServiceView<'_>) -> ServicePlan {
         SessionAffinity::ClientIp { timeout } => Some(timeout),
     };
     let shares_affinity = affinity.is_some() && service.affinity_scope == AffinityScope::Service;
-    let scope = match service.internal_policy {
-        TrafficPolicy::Cluster => Scope::Cluster,
-        TrafficPolicy::Local => Scope::Local,
-    };
     let mut ports: Vec<_> = service
         .ports
         .iter()
@@ -185,32 +166,27 @@ pub fn plan(view: &ServiceView<'_>) -> ServicePlan {
                 seed: if shares_affinity { seed(&service.name) } else { seed(&name) },
                 affinity,
                 shares_affinity,
-                scope,
-                v4: family_plan(view, &name, port.port, scope),
-                v6: family_plan(view, &name, port.port, scope),
+                v4: family_plan(view, port),
+                v6: family_plan(view, port),
                 name,
             }
         })
         .filter(|port| !port.v4.frontends.is_empty() || !port.v6.frontends.is_empty())
         .collect();
     ports.sort_by(|a, b| a.name.cmp(&b.name));
-    ServicePlan { name: service.name.clone(), ports }
+    ServicePlan { name: service.name.clone(), ports, health: health::health_check(view) }
 }
 
-fn family_plan<F: Family>(view: &ServiceView<'_>, name: &ServicePortName, port: Port, scope: Scope) -> FamilyPlan<F> {
-    let mut frontends: Vec<_> = view
-        .service
-        .cluster_ips
-        .iter()
-        .filter(|&&addr| view.holds(&FrontendAddress { addr, port, proto: name.proto }))
-        .filter_map(|&addr| Some(FrontendPlan { addr: F::from_ip(addr)?, port, proto: name.proto }))
-        .collect();
+fn family_plan<F: Family>(view: &ServiceView<'_>, port: &ServicePort) -> FamilyPlan<F> {
+    let frontends = frontends::frontends::<F>(view, port);
     if frontends.is_empty() {
         return FamilyPlan::default();
     }
-    frontends.sort();
-    let (backends, others) = endpoints::backends(view.slices(), &name.port, name.proto, scope, view.place);
-    FamilyPlan { frontends, backends, others }
+    let ranges = frontends::ranges(view.service, &frontends);
+    let mut plan = FamilyPlan { frontends, ranges, ..FamilyPlan::default() };
+    (plan.backends, plan.others) =
+        endpoints::backends(view.slices(), &port.name, port.proto, plan.scopes(), view.place);
+    plan
 }
 
 /// The hash of `namespace/name/port/proto`, or of `namespace/name`.
@@ -223,7 +199,8 @@ fn fnv1a(bytes: impl Iterator<Item = u8>) -> u32 {
     bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// A dump for people and tests: a line each for the port, its frontends and its backends (`+` if eligible).
+/// A dump for people and tests: a line each for the port, its frontends, its ranges and its backends (by
+/// [`Scopes::mark`]).
 impl fmt::Display for ServicePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for port in &self.ports {
@@ -232,10 +209,12 @@ impl fmt::Display for ServicePlan {
                 Some(timeout) => write!(f, "{}s", timeout.secs)?,
                 None => write!(f, "none")?,
             }
-            write!(f, "{}", if port.shares_affinity { " shared" } else { "" })?;
-            writeln!(f, "{}", if port.scope == Scope::Local { " scope=local" } else { "" })?;
+            writeln!(f, "{}", if port.shares_affinity { " shared" } else { "" })?;
             port.v4.fmt(f)?;
             port.v6.fmt(f)?;
+        }
+        if let Some(HealthCheck { port, local_endpoints }) = &self.health {
+            writeln!(f, "health {port} local={local_endpoints}")?;
         }
         Ok(())
     }
@@ -243,17 +222,18 @@ impl fmt::Display for ServicePlan {
 
 impl<F: Family> fmt::Display for FamilyPlan<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for FrontendPlan { addr, port, proto } in &self.frontends {
-            let addr = F::to_ip(addr);
-            writeln!(f, "  frontend {}", FrontendAddress { addr, port: *port, proto: *proto })?;
+        for frontend in &self.frontends {
+            writeln!(f, "  frontend {frontend}")?;
+        }
+        for RangePlan { addr, bits } in &self.ranges {
+            writeln!(f, "  range {}/{bits}", F::to_ip(addr))?;
         }
         for BackendPlan { addr, port, eligible, target } in &self.backends {
             let addr = std::net::SocketAddr::new(F::to_ip(addr), port.get());
-            let target = target.as_deref().unwrap_or("-");
-            writeln!(f, "  backend {}{addr} {target}", if *eligible { '+' } else { '-' })?;
+            writeln!(f, "  backend {}{addr} {}", eligible.mark(), target.as_deref().unwrap_or("-"))?;
         }
-        if self.others {
-            writeln!(f, "  others")?;
+        if self.others.any() {
+            writeln!(f, "  others {}", self.others.mark())?;
         }
         Ok(())
     }

@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use affinity_common::types::Proto;
 use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    model::{Checked, Endpoint, EndpointSlice, Kind, Model, ObjectName, Service, ServicePort, TargetPort},
+    model::{
+        Checked, Endpoint, EndpointSlice, External, Kind, ListedAddress, Model, NodePortAddresses, ObjectName, Service,
+        ServicePort, TargetPort, TrafficPolicy,
+    },
     sources::list_of,
 };
 
@@ -132,7 +136,7 @@ fn eligible_are_the_ready_ones_or_else_the_serving_terminating_ones() {
         let pods: Vec<_> = pods.iter().map(String::as_str).collect();
         let plans = plans(&[SERVICE, &slice("a", HTTP, &pods)].concat());
         let eligible: String =
-            plans[0].ports[0].v4.backends.iter().map(|b| if b.eligible { '+' } else { '-' }).collect();
+            plans[0].ports[0].v4.backends.iter().map(|b| if b.eligible.cluster { '+' } else { '-' }).collect();
         assert_eq!(eligible, expected, "{conditions:?}");
     }
 }
@@ -189,18 +193,148 @@ fn a_local_service_leads_to_its_nodes_endpoints() {
     let plans = plans_here(&[service.as_str(), &slice("a", HTTP, &[&here, &there, &nowhere])].concat());
     assert_eq!(
         plans,
-        "shop/web/http/TCP seed=e5ca05d1 affinity=none scope=local
-  frontend 10.96.0.1:80/TCP
-  backend +10.1.0.1:8080 pod-1
+        "shop/web/http/TCP seed=e5ca05d1 affinity=none
+  frontend 10.96.0.1:80/TCP local
+  backend l10.1.0.1:8080 pod-1
   backend -10.1.0.2:8080 pod-2
   backend -10.1.0.3:8080 pod-3
 "
     );
     // Endpoints elsewhere: dropped. None at all: refused.
     let plans = plans_here(&[service.as_str(), &slice("a", HTTP, &[&there])].concat());
-    assert!(plans.ends_with("  backend -10.1.0.2:8080 pod-2\n  others\n"), "{plans}");
+    assert!(plans.ends_with("  backend -10.1.0.2:8080 pod-2\n  others l\n"), "{plans}");
     let plans = plans_here(&service);
-    assert!(plans.ends_with("  frontend 10.96.0.1:80/TCP\n"), "{plans}");
+    assert!(plans.ends_with("  frontend 10.96.0.1:80/TCP local\n"), "{plans}");
+}
+
+/// A service that is reached in all ways, with an endpoint here and one elsewhere, on a node that has node ports at
+/// 192.168.0.5; `more` are fields of its spec.
+fn reached_in_all_ways(more: &str) -> String {
+    const STATUS: &str = "status: {loadBalancer: {ingress: [{ip: 203.0.113.1}, {ip: 203.0.113.2, ipMode: Proxy}]}}\n";
+    const NODE: &str = "---\napiVersion: v1\nkind: Node\nmetadata: {name: here}\n\
+                        status: {addresses: [{type: InternalIP, address: 192.168.0.5}]}\n";
+    let service = SERVICE
+        .replace("sessionAffinity: ClientIP", &format!("type: LoadBalancer\n  externalIPs: [198.51.100.1]{more}"))
+        .replace("port: 80,", "port: 80, nodePort: 30080,");
+    let on = |last: u8, node: &str| pod(last, "").replace("conditions", &format!("nodeName: {node}, conditions"));
+    let mut model = Model::new("here");
+    for event in list_of(&[&service, STATUS, &slice("a", HTTP, &[&on(1, "here"), &on(2, "there")]), NODE].concat()) {
+        event.enter(&mut model);
+    }
+    assert_eq!(model.rejections().map(|it| it.to_string()).collect::<Vec<_>>(), [""; 0]);
+    model.services().map(|view| plan(&view).to_string()).collect()
+}
+
+/// kube-proxy's rules for both traffic policies: whom each address leads to which endpoints. `parts`: outsiders are sent to
+/// the line that says `outside`.
+#[test]
+fn each_traffic_policy_is_of_its_own_addresses() {
+    const HEAD: &str = "shop/web/http/TCP seed=e5ca05d1 affinity=none\n";
+    const BOTH: &str = "  backend *10.1.0.1:8080 pod-1\n  backend +10.1.0.2:8080 pod-2\n";
+    for (more, frontends, backends) in [
+        (
+            "",
+            "10.96.0.1:80/TCP
+             192.168.0.5:30080/TCP NodePort alone
+             198.51.100.1:80/TCP ExternalIP
+             203.0.113.1:80/TCP LoadBalancer",
+            "  backend +10.1.0.1:8080 pod-1\n  backend +10.1.0.2:8080 pod-2\n",
+        ),
+        (
+            "\n  internalTrafficPolicy: Local",
+            "10.96.0.1:80/TCP local
+             192.168.0.5:30080/TCP NodePort alone
+             198.51.100.1:80/TCP ExternalIP
+             203.0.113.1:80/TCP LoadBalancer",
+            BOTH,
+        ),
+        (
+            "\n  externalTrafficPolicy: Local",
+            "10.96.0.1:80/TCP
+             192.168.0.5:30080/TCP NodePort parts alone
+             192.168.0.5:30080/TCP NodePort outside local alone
+             198.51.100.1:80/TCP ExternalIP parts
+             198.51.100.1:80/TCP ExternalIP outside local
+             203.0.113.1:80/TCP LoadBalancer parts
+             203.0.113.1:80/TCP LoadBalancer outside local",
+            BOTH,
+        ),
+        (
+            "\n  externalTrafficPolicy: Local\n  internalTrafficPolicy: Local",
+            "10.96.0.1:80/TCP local
+             192.168.0.5:30080/TCP NodePort parts alone
+             192.168.0.5:30080/TCP NodePort outside local alone
+             198.51.100.1:80/TCP ExternalIP parts
+             198.51.100.1:80/TCP ExternalIP outside local
+             203.0.113.1:80/TCP LoadBalancer parts
+             203.0.113.1:80/TCP LoadBalancer outside local",
+            BOTH,
+        ),
+    ] {
+        let lines: String = frontends.lines().map(|line| format!("  frontend {}\n", line.trim())).collect();
+        assert_eq!(reached_in_all_ways(more), format!("{HEAD}{lines}{backends}"), "{more}");
+    }
+}
+
+#[test]
+fn ranges_are_of_the_load_balancers_addresses_alone() {
+    for (more, ranges, frontends) in [
+        (
+            "\n  loadBalancerSourceRanges: [' 10.0.0.7/8 ', 10.0.0.0/8, 'fd00::/8']",
+            "  range 10.0.0.0/8\n",
+            "  frontend 203.0.113.1:80/TCP LoadBalancer ranges\n",
+        ),
+        // Of no range of the family, nobody is in one.
+        (
+            "\n  externalTrafficPolicy: Local\n  loadBalancerSourceRanges: ['fd00::/8']",
+            "",
+            "  frontend 203.0.113.1:80/TCP LoadBalancer parts ranges\n  \
+             frontend 203.0.113.1:80/TCP LoadBalancer outside local ranges\n",
+        ),
+    ] {
+        let plan = reached_in_all_ways(more);
+        assert!(plan.contains(&format!("{frontends}{ranges}  backend")), "{plan}");
+        assert_eq!(plan.matches("ranges").count(), frontends.matches("ranges").count(), "{plan}");
+    }
+}
+
+#[test]
+fn without_local_endpoints_outsiders_find_others_and_the_cluster_all() {
+    let mut model = Model::new("nowhere");
+    let service =
+        SERVICE.replace("[10.96.0.1]", "[10.96.0.1]\n  externalIPs: [198.51.100.1]\n  externalTrafficPolicy: Local");
+    for event in list_of(&[service, slice("a", HTTP, &[&pod(1, "")])].concat()) {
+        event.enter(&mut model);
+    }
+    let plan = model.services().map(|view| plan(&view).to_string()).collect::<String>();
+    assert!(plan.ends_with("  backend +10.1.0.1:8080 pod-1\n  others l\n"), "{plan}");
+}
+
+#[test]
+fn health_checks_count_ready_endpoints_here() {
+    let health = |plan: &str| plan.lines().find(|line| line.starts_with("health")).map(str::to_owned);
+    let more = "\n  healthCheckNodePort: 32000";
+    assert_eq!(health(&reached_in_all_ways(more)), None, "by the policy Cluster, load balancers need not ask");
+    let more = format!("{more}\n  externalTrafficPolicy: Local");
+    assert_eq!(health(&reached_in_all_ways(&more)).as_deref(), Some("health 32000 local=1"));
+    let count = |endpoints: &[(&str, &str)]| {
+        let endpoints = endpoints.iter().map(|(address, more)| format!("{{addresses: ['{address}']{more}}}"));
+        let (four, six): (Vec<_>, Vec<_>) = endpoints.partition(|endpoint| endpoint.contains("10."));
+        let of = |endpoints: &[String]| slice("a", HTTP, &endpoints.iter().map(String::as_str).collect::<Vec<_>>());
+        let six = of(&six).replace("name: a,", "name: b,").replace("addressType: IPv4", "addressType: IPv6");
+        let service = SERVICE.replace("[10.96.0.1]", &format!("[10.96.0.1]\n  type: LoadBalancer{more}"));
+        let mut model = Model::new("here");
+        for event in list_of(&[service, of(&four), six].concat()) {
+            event.enter(&mut model);
+        }
+        let plans: Vec<_> = model.services().map(|view| plan(&view)).collect();
+        plans[0].health.map(|health| health.local_endpoints)
+    };
+    const HERE: &str = ", nodeName: here";
+    const DRAINING: &str = ", nodeName: here, conditions: {ready: false, serving: true, terminating: true}";
+    assert_eq!(count(&[]), Some(0));
+    assert_eq!(count(&[("10.1.0.1", HERE), ("10.1.0.2", ""), ("10.1.0.3", DRAINING), ("10.1.0.4", HERE)]), Some(2));
+    assert_eq!(count(&[("10.1.0.1", HERE), ("fd00::1", HERE), ("fd00::2", HERE)]), Some(2), "not three pods");
 }
 
 #[test]
@@ -235,14 +369,14 @@ fn slots_name_eligible_backends_alone() {
     let pods: Vec<_> = pods.iter().map(String::as_str).collect();
     let slots = |affinity: &str| {
         let service = SERVICE.replace("sessionAffinity: ClientIP", affinity);
-        plans(&[service, slice("a", HTTP, &pods)].concat())[0].ports[0].slots::<V4>()
+        plans(&[service, slice("a", HTTP, &pods)].concat())[0].ports[0].slots::<V4>(Scope::Cluster)
     };
     assert_eq!(slots("sessionAffinity: None"), [0, 2]);
     let table = slots("sessionAffinity: ClientIP");
     assert_eq!(table.len(), 251);
     assert!(table.iter().all(|&backend| backend == 0 || backend == 2));
-    assert!(plans(SERVICE)[0].ports[0].slots::<V4>().is_empty());
-    assert!(plans(SERVICE)[0].ports[0].slots::<V6>().is_empty());
+    assert!(plans(SERVICE)[0].ports[0].slots::<V4>(Scope::Cluster).is_empty());
+    assert!(plans(SERVICE)[0].ports[0].slots::<V6>(Scope::Cluster).is_empty());
 }
 
 #[test]
@@ -259,12 +393,12 @@ fn ports_that_share_affinity_choose_alike() {
     let [http, https] = &shared[0].ports[..] else { panic!("{}", shared[0]) };
     assert!(shared[0].to_string().starts_with("shop/web/http/TCP seed="), "{}", shared[0]);
     assert!(http.shares_affinity && http.seed == https.seed);
-    assert_eq!(http.slots::<V4>(), https.slots::<V4>());
+    assert_eq!(http.slots::<V4>(Scope::Cluster), https.slots::<V4>(Scope::Cluster));
     // Without affinity there is nothing to share.
     let spread = plans_of(&service.replace("sessionAffinity: ClientIP", "sessionAffinity: None"));
     assert!(!spread[0].ports[0].shares_affinity && spread[0].ports[0].seed != spread[0].ports[1].seed);
     let usual = plans_of(&service.replace("scope: service", "scope: port"));
-    assert_ne!(usual[0].ports[0].slots::<V4>(), usual[0].ports[1].slots::<V4>());
+    assert_ne!(usual[0].ports[0].slots::<V4>(Scope::Cluster), usual[0].ports[1].slots::<V4>(Scope::Cluster));
 }
 
 #[test]
@@ -282,7 +416,11 @@ enum Change {
         ip: u8,
         age: u8,
         sticky: bool,
+        /// An external IP that others may want or endpoints have, and a node port.
+        outside: Option<(u8, bool)>,
     },
+    /// The node's addresses are these.
+    Addresses(Vec<u8>),
     Slice {
         name: u8,
         service: u8,
@@ -297,8 +435,9 @@ enum Change {
 fn change() -> impl Strategy<Value = Change> {
     let few = 0u8..4;
     prop_oneof![
-        4 => (few.clone(), few.clone(), few.clone(), any::<bool>())
-            .prop_map(|(name, ip, age, sticky)| Change::Service { name, ip, age, sticky }),
+        4 => (few.clone(), few.clone(), few.clone(), any::<bool>(), prop::option::of((few.clone(), any::<bool>())))
+            .prop_map(|(name, ip, age, sticky, outside)| Change::Service { name, ip, age, sticky, outside }),
+        1 => prop::collection::vec(few.clone(), 0..3).prop_map(Change::Addresses),
         4 => (few.clone(), few.clone(), prop::collection::vec(few.clone(), 0..3))
             .prop_map(|(name, service, pods)| Change::Slice { name, service, pods }),
         2 => few.clone().prop_map(Change::DeleteService),
@@ -311,8 +450,14 @@ fn an_object(kind: char, name: u8) -> ObjectName {
     ObjectName::new("shop", format!("{kind}{name}"))
 }
 
-fn a_service(name: u8, ip: u8, age: u8, sticky: bool) -> Service {
+fn a_service(name: u8, ip: u8, age: u8, sticky: bool, outside: Option<(u8, bool)>) -> Service {
     let timeout = Seconds::new(60);
+    let node_port = outside.filter(|(_, has_node_port)| *has_node_port).map(|(n, _)| Port::new(30_000 + u16::from(n)));
+    let external = outside.map(|(n, has_node_port)| External {
+        ips: vec![ListedAddress { index: 0, addr: [10, 1, 0, n].into() }],
+        policy: if has_node_port { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+        ..External::default()
+    });
     Service {
         name: an_object('s', name),
         created: Timestamp::from_second(age.into()).ok(),
@@ -320,7 +465,8 @@ fn a_service(name: u8, ip: u8, age: u8, sticky: bool) -> Service {
         session_affinity: if sticky { SessionAffinity::ClientIp { timeout } } else { SessionAffinity::None },
         affinity_scope: AffinityScope::Port,
         internal_policy: TrafficPolicy::Cluster,
-        ports: vec![ServicePort { index: 0, name: "".into(), proto: Proto::TCP, port: Port::new(80) }],
+        ports: vec![ServicePort { index: 0, name: "".into(), proto: Proto::TCP, port: Port::new(80), node_port }],
+        external: external.map(Box::new),
     }
 }
 
@@ -347,15 +493,17 @@ proptest! {
     /// depend on how it came to be what it is.
     #[test]
     fn dirty_is_all_that_has_changed(changes in prop::collection::vec(change(), 1..40)) {
-        let mut model = Model::default();
+        let settings = || vec![NodePortAddresses::All];
+        let mut model = Model::default().with_node_port_addresses(settings());
+        let mut own: BTreeSet<std::net::IpAddr> = BTreeSet::new();
         let mut kept: BTreeMap<ServiceName, ServicePlan> = BTreeMap::new();
         let mut services: BTreeMap<u8, Service> = BTreeMap::new();
         let mut slices: BTreeMap<u8, EndpointSlice> = BTreeMap::new();
         let mut relists: BTreeSet<Kind> = BTreeSet::new();
         for change in changes {
             match change {
-                Change::Service { name, ip, age, sticky } => {
-                    let service = a_service(name, ip, age, sticky);
+                Change::Service { name, ip, age, sticky, outside } => {
+                    let service = a_service(name, ip, age, sticky, outside);
                     model.apply_service(Checked::good(service.clone()));
                     services.insert(name, service);
                 }
@@ -363,6 +511,10 @@ proptest! {
                     let slice = a_slice(name, service, &pods);
                     model.apply_slice(Checked::good(slice.clone()));
                     slices.insert(name, slice);
+                }
+                Change::Addresses(last) => {
+                    own = last.into_iter().map(|n| [10, 1, 0, n].into()).collect();
+                    model.set_node_addresses(own.clone());
                 }
                 Change::DeleteService(name) => {
                     model.delete(Kind::Service, &an_object('s', name));
@@ -395,13 +547,16 @@ proptest! {
         for kind in relists {
             model.finish(kind);
         }
-        let mut anew = Model::default();
+        let mut anew = Model::default().with_node_port_addresses(settings());
+        anew.set_node_addresses(own);
         for service in services.into_values() {
             anew.apply_service(Checked::good(service));
         }
         for slice in slices.into_values() {
             anew.apply_slice(Checked::good(slice));
         }
+        model.take_changes();
+        anew.take_changes();
         let whole: Vec<_> = model.services().map(|view| plan(&view)).collect();
         let fresh: Vec<_> = anew.services().map(|view| plan(&view)).collect();
         prop_assert_eq!(whole, fresh);
@@ -428,7 +583,7 @@ proptest! {
         let one = plans(&[SERVICE, &slice("a", HTTP, &as_one)].concat());
         let two = plans(&[SERVICE, &slice("a", HTTP, a), &slice("b", HTTP, b)].concat());
         prop_assert_eq!(&one, &two);
-        prop_assert_eq!(one[0].ports[0].slots::<V4>(), two[0].ports[0].slots::<V4>());
+        prop_assert_eq!(one[0].ports[0].slots::<V4>(Scope::Cluster), two[0].ports[0].slots::<V4>(Scope::Cluster));
         prop_assert_eq!(one[0].ports[0].v4.backends.len(), pods.len());
     }
 }

@@ -1,5 +1,7 @@
 //! The addresses that frontends have, and their bits in the filter. An address is known before its first frontend, and
 //! until after its last one: a packet to a service is never taken for one past services.
+//!
+//! An address of which services have single ports alone, as it is the node's own or an endpoint's, has a bit, and no more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +9,7 @@ use affinity_common::{
     abi::{
         addresses::{Address, AddressKey},
         filter::{FilterWord, Place},
-        frontends::FrontendKey,
+        frontends::{Frontend, FrontendKey},
     },
     family::Family,
 };
@@ -21,11 +23,13 @@ pub(super) struct Addresses<F: Family> {
     held: BTreeMap<AddressKey<F>, usize>,
     /// Those of them that have none and could not be taken out, or were found so.
     unused: BTreeSet<AddressKey<F>>,
+    /// Those of frontends that have their port alone, with the number of them: they have a place in the filter for that.
+    shared: BTreeMap<AddressKey<F>, usize>,
 }
 
 impl<F: Family> Default for Addresses<F> {
     fn default() -> Self {
-        Self { held: BTreeMap::new(), unused: BTreeSet::new() }
+        Self { held: BTreeMap::new(), unused: BTreeSet::new(), shared: BTreeMap::new() }
     }
 }
 
@@ -42,14 +46,22 @@ impl<F: Family> Addresses<F> {
         super::pack(&mut self.held);
     }
 
-    /// An address is about to have a further frontend.
+    /// An address is about to have a further frontend; `alone`: that has its port alone.
     pub fn arrive(
         &mut self,
         table: &mut AddressTable<F>,
         shared: &mut Shared,
         addr: F::Addr,
+        alone: bool,
     ) -> Result<(), TableError> {
         let key = AddressKey { addr };
+        if alone {
+            if !self.shared.contains_key(&key) {
+                shared.filter.set(&mut shared.tables, &mut shared.counts, Place::of::<F>(&addr))?;
+            }
+            *self.shared.entry(key).or_default() += 1;
+            return Ok(());
+        }
         if let Some(frontends) = self.held.get_mut(&key) {
             *frontends += 1;
             self.unused.remove(&key);
@@ -65,9 +77,24 @@ impl<F: Family> Addresses<F> {
         Ok(())
     }
 
-    /// An address has a frontend less.
-    pub fn leave(&mut self, table: &mut AddressTable<F>, shared: &mut Shared, addr: F::Addr) -> Result<(), TableError> {
+    /// An address has a frontend less; `alone`: one that had its port alone.
+    pub fn leave(
+        &mut self,
+        table: &mut AddressTable<F>,
+        shared: &mut Shared,
+        addr: F::Addr,
+        alone: bool,
+    ) -> Result<(), TableError> {
         let key = AddressKey { addr };
+        if alone {
+            let Some(frontends) = self.shared.get_mut(&key) else { return Ok(()) };
+            *frontends -= 1;
+            if *frontends == 0 {
+                self.shared.remove(&key);
+                shared.filter.clear(&mut shared.tables, &mut shared.counts, Place::of::<F>(&addr));
+            }
+            return Ok(());
+        }
         let Some(frontends) = self.held.get_mut(&key) else { return Ok(()) };
         *frontends = frontends.saturating_sub(1);
         if *frontends > 0 {
@@ -102,15 +129,19 @@ impl<F: Family> Addresses<F> {
     pub fn refresh<'a>(
         &mut self,
         table: &dyn Table<AddressKey<F>, Address>,
-        frontends: impl Iterator<Item = &'a FrontendKey<F>>,
+        frontends: impl Iterator<Item = (&'a FrontendKey<F>, &'a Frontend)>,
         differences: &mut Differences,
     ) -> Result<(), TableError> {
         let found = table.keys()?.into_iter().map(|key| (key, ())).collect();
         let written = self.held.keys().map(|key| (*key, ())).collect();
         differences.note(table.name(), &written, &found);
         self.held = found.into_keys().map(|key| (key, 0)).collect();
-        for key in frontends {
-            if let Some(frontends) = self.held.get_mut(&AddressKey { addr: key.addr }) {
+        self.shared.clear();
+        for (FrontendKey { addr, .. }, value) in frontends {
+            let key = AddressKey { addr: *addr };
+            if value.is_port_alone() {
+                *self.shared.entry(key).or_default() += 1;
+            } else if let Some(frontends) = self.held.get_mut(&key) {
                 *frontends += 1;
             }
         }
@@ -123,16 +154,16 @@ impl<F: Family> Addresses<F> {
         &mut self,
         table: &mut AddressTable<F>,
         shared: &mut Shared,
-        frontends: impl Iterator<Item = &'a FrontendKey<F>>,
+        frontends: impl Iterator<Item = (&'a FrontendKey<F>, &'a Frontend)>,
     ) -> Result<(), TableError> {
-        let missing: Vec<_> =
-            frontends.map(|key| key.addr).filter(|addr| !self.held.contains_key(&AddressKey { addr: *addr })).collect();
-        missing.into_iter().try_for_each(|addr| self.arrive(table, shared, addr))
+        let whole = frontends.filter(|(_, value)| !value.is_port_alone()).map(|(key, _)| key.addr);
+        let missing: Vec<_> = whole.filter(|addr| !self.held.contains_key(&AddressKey { addr: *addr })).collect();
+        missing.into_iter().try_for_each(|addr| self.arrive(table, shared, addr, false))
     }
 
-    /// The places of all that are there.
+    /// The places of all that are there; one twice where it is an address' for both reasons.
     pub fn places(&self) -> impl Iterator<Item = Place> {
-        self.held.keys().map(|key| Place::of::<F>(&key.addr))
+        self.held.keys().chain(self.shared.keys()).map(|key| Place::of::<F>(&key.addr))
     }
 }
 

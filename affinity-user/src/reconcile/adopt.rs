@@ -52,7 +52,8 @@ impl<F: PlanFamily> Side<F> {
             pointed_at.insert((value.service, Run { first: value.first_slot, count: value.slot_count }));
         }
         self.frontends = frontends;
-        self.addresses.refresh(&*self.tables.addresses, self.frontends.keys(), differences)?;
+        self.addresses.refresh(&*self.tables.addresses, self.frontends.iter(), differences)?;
+        self.ranges.refresh(&self.tables.ranges, differences)?;
 
         if purpose == Purpose::Adopt {
             self.adopt_runs(shared, pointed_at)?;
@@ -67,6 +68,9 @@ impl<F: PlanFamily> Side<F> {
     /// The ids beyond those that the maps hold.
     pub fn ids_in_use(&self) -> NextIds {
         let mut beyond = NextIds::default();
+        for service in self.ranges.services() {
+            beyond.service = beyond.service.max(after_service(service));
+        }
         for (service, holding) in &self.services {
             beyond.service = beyond.service.max(after_service(*service));
             let held = holding.backends.values().map(|held| held.id);

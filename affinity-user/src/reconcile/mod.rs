@@ -13,6 +13,8 @@ mod described;
 mod digest;
 mod ids;
 mod problem;
+mod ranges;
+mod rows;
 mod runs;
 mod shared;
 mod side;
@@ -333,7 +335,7 @@ impl Reconciler {
                     subjects.insert(Subject::ServicePort(name.clone()));
                 }
             }
-            let held = self.v4.services.keys().chain(self.v6.services.keys()).copied();
+            let held = self.v4.services().chain(self.v6.services());
             let found = held.chain(self.shared.services());
             subjects.extend(found.filter(|id| !known.contains(id)).map(Subject::Stray));
         }

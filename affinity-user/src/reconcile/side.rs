@@ -7,6 +7,7 @@ use affinity_common::{
     abi::{
         backends::{Backend, BackendKey},
         frontends::{Frontend, FrontendKey},
+        source_ranges::RangeKey,
     },
     family::Family,
     types::{BackendId, Port, ServiceId},
@@ -15,12 +16,19 @@ use affinity_common::{
 use litemap::LiteMap;
 
 use super::{
-    Fill, ReconcileError, addresses::Addresses, described::Described, digest::Digest, runs::Run, shared::Shared,
+    Fill, ReconcileError,
+    addresses::Addresses,
+    described::Described,
+    digest::Digest,
+    ranges::Ranges,
+    rows::{anybodys, key_of, range_of},
+    runs::Run,
+    shared::Shared,
     sweep::Sweeper,
 };
 use crate::{
-    model::{FrontendAddress, ServicePortName},
-    plan::{BackendPlan, FamilyPlan, FrontendPlan, PlanFamily, PortPlan},
+    model::ServicePortName,
+    plan::{BackendPlan, FamilyPlan, FrontendPlan, PlanFamily, PortPlan, Scope, Scopes},
     tables::{FamilyTables, TableError},
 };
 
@@ -30,11 +38,13 @@ pub(super) struct Side<F: Family> {
     /// What `frontends` holds.
     pub frontends: BTreeMap<FrontendKey<F>, Frontend>,
     pub addresses: Addresses<F>,
+    /// What `ranges` holds.
+    pub ranges: Ranges<F>,
     /// What the maps hold of each service port.
     pub services: BTreeMap<ServiceId, Holding<F>>,
     /// How many entries `backends` has.
     pub backends: usize,
-    /// Which service port is to have which frontend.
+    /// Which service port is to have which frontend; those for outsiders go with the one for anybody.
     pub claims: HashMap<FrontendKey<F>, ServiceId>,
     pub sweeper: Sweeper<F>,
 }
@@ -47,7 +57,8 @@ pub(super) struct Holding<F: Family> {
     pub backends: LiteMap<At<F>, Held>,
     /// Backends that are distrusted: a second id for an address and port.
     pub strays: BTreeSet<BackendId>,
-    /// Its runs of slots: one, but for a switch that did not succeed for all frontends.
+    /// Its runs of slots: one for each scope in which it has other backends, but for a switch that did not succeed for all
+    /// frontends.
     pub runs: Vec<SlotRun>,
 }
 
@@ -80,6 +91,11 @@ impl Held {
     /// Whether the map holds it.
     pub fn is_there(self) -> bool {
         self.row.is_some()
+    }
+
+    /// The scopes in which the map holds it as eligible.
+    pub fn eligible<F: Family>(self, at: At<F>) -> Scopes {
+        self.row(at).as_ref().map(Scopes::of_row::<F>).unwrap_or_default()
     }
 
     /// Whether the map holds it, and as something that would never be written.
@@ -174,18 +190,57 @@ pub(super) struct Work<'a, F: Family> {
     pub job: &'a Job<'a>,
     plan: Option<&'a FamilyPlan<F>>,
     /// The frontends that are to be the service port's.
-    pub wanted: BTreeSet<FrontendKey<F>>,
+    pub wanted: BTreeMap<FrontendKey<F>, &'a FrontendPlan<F>>,
+    /// The ranges that are.
+    pub ranges: BTreeSet<RangeKey<F>>,
     /// Frontends that another one has.
     pub conflict: Option<ReconcileError>,
     pub had_affinity: bool,
-    /// The slots that its frontends are to point at.
-    pub run: Run,
+    /// The slots that its frontends of each scope are to point at.
+    pub runs: ScopeRuns,
     outcome: Outcome,
     /// Whether it got as far as adding anything.
     pub added: bool,
 }
 
+/// A run of slots for each scope; none where nothing is to point at one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ScopeRuns {
+    pub cluster: Run,
+    pub local: Run,
+}
+
+impl ScopeRuns {
+    pub fn of(&self, scope: Scope) -> Run {
+        match scope {
+            Scope::Cluster => self.cluster,
+            Scope::Local => self.local,
+        }
+    }
+
+    pub fn of_mut(&mut self, scope: Scope) -> &mut Run {
+        match scope {
+            Scope::Cluster => &mut self.cluster,
+            Scope::Local => &mut self.local,
+        }
+    }
+
+    pub fn contain(&self, run: Run) -> bool {
+        Scope::ALL.into_iter().any(|scope| self.of(scope) == run)
+    }
+}
+
 impl<F: Family> Work<'_, F> {
+    /// The scopes of the frontends that are to be there.
+    pub fn scopes(&self) -> Scopes {
+        self.wanted.values().map(|frontend| frontend.scope).collect()
+    }
+
+    /// The scopes in which there are endpoints that answer, though no backend.
+    pub fn others(&self) -> Scopes {
+        self.plan.map(|plan| plan.others).unwrap_or_default()
+    }
+
     pub fn backends(&self) -> &[BackendPlan<F>] {
         self.plan.map_or(&[], |plan| &plan.backends)
     }
@@ -209,16 +264,13 @@ impl<F: Family> Work<'_, F> {
     }
 }
 
-fn key_of<F: Family>(FrontendPlan { addr, port, proto }: &FrontendPlan<F>) -> FrontendKey<F> {
-    FrontendKey::new(*addr, *port, *proto)
-}
-
 impl<F: PlanFamily> Side<F> {
     pub fn new(tables: FamilyTables<F>) -> Self {
         Self {
             tables,
             frontends: BTreeMap::new(),
             addresses: Addresses::default(),
+            ranges: Ranges::default(),
             services: BTreeMap::new(),
             backends: 0,
             claims: HashMap::new(),
@@ -234,18 +286,19 @@ impl<F: PlanFamily> Side<F> {
         self.addresses.pack();
     }
 
-    pub fn fills(&self) -> [Fill; 3] {
+    pub fn fills(&self) -> [Fill; 4] {
         let Self { tables, .. } = self;
         [
             Fill::of(&tables.frontends, self.frontends.len()),
             Fill::of(&tables.addresses, self.addresses.len()),
             Fill::of(&tables.backends, self.backends),
+            self.ranges.fill(&tables.ranges),
         ]
     }
 
     /// The plan of a service port is out of force: its frontends are free for others.
     pub fn release(&mut self, id: ServiceId, plan: &PortPlan) {
-        for key in plan.family::<F>().frontends.iter().map(key_of) {
+        for key in plan.family::<F>().frontends.iter().map(key_of).map(anybodys) {
             if self.claims.get(&key) == Some(&id) {
                 self.claims.remove(&key);
             }
@@ -254,13 +307,18 @@ impl<F: PlanFamily> Side<F> {
 
     /// Brings the addresses to the frontends that there are. `synced`: whether those that have none may go.
     pub fn settle_addresses(&mut self, shared: &mut Shared, synced: bool) -> Result<(), TableError> {
-        self.addresses.add_missing(&mut self.tables.addresses, shared, self.frontends.keys())?;
+        self.addresses.add_missing(&mut self.tables.addresses, shared, self.frontends.iter())?;
         if synced { self.addresses.take_unused_out(&mut self.tables.addresses, shared) } else { Ok(()) }
     }
 
     /// Whether the maps hold nothing of a service port.
     pub fn is_gone(&self, id: ServiceId) -> bool {
-        !self.services.contains_key(&id)
+        !self.services.contains_key(&id) && !self.ranges.has(id)
+    }
+
+    /// The service ports that the maps hold something of.
+    pub fn services(&self) -> impl Iterator<Item = ServiceId> {
+        self.services.keys().copied().chain(self.ranges.services())
     }
 
     /// Whether a service port has affinity, by what its frontends say.
@@ -297,8 +355,8 @@ impl<F: PlanFamily> Side<F> {
 
     /// Brings service ports to their plans. `synced`: whether what no plan wants may go.
     ///
-    /// The order is that frontends which go are taken out, backends are put in, frontends are updated, and backends
-    /// are taken out. Each step is done for a service port only if the ones before have succeeded for it.
+    /// The order is that frontends which go are taken out, backends and ranges are put in, frontends are updated, and backends
+    /// and ranges are taken out. Each step is done for a service port only if the ones before have succeeded for it.
     pub fn run(&mut self, shared: &mut Shared, jobs: &[Job<'_>], synced: bool) -> Vec<Outcome> {
         if synced && let Err(error) = self.addresses.take_unused_out(&mut self.tables.addresses, shared) {
             tracing::warn!(%error, "an address without services stays until the next attempt");
@@ -320,6 +378,11 @@ impl<F: PlanFamily> Side<F> {
             }
             let result = self.take_backends_out(shared, work, synced);
             work.note(result);
+            if work.is_going_well() {
+                let Self { tables, ranges, .. } = self;
+                let result = ranges.take_out(&mut tables.ranges, &mut shared.counts, work.job.id, &work.ranges);
+                work.note(result);
+            }
             self.end(shared, work);
         }
         works.into_iter().map(|work| work.outcome).collect()
@@ -333,24 +396,26 @@ impl<F: PlanFamily> Side<F> {
                 .plan
                 .map(PortPlan::family::<F>)
                 .filter(|plan| !plan.frontends.is_empty() || !self.is_gone(job.id)),
-            wanted: BTreeSet::new(),
+            wanted: BTreeMap::new(),
+            ranges: BTreeSet::new(),
             conflict: None,
             had_affinity: self.has_affinity(job.id),
-            run: Run::default(),
+            runs: ScopeRuns::default(),
             outcome: Outcome::Done,
             added: false,
         };
-        for key in work.plan.iter().flat_map(|plan| &plan.frontends).map(key_of) {
-            let holder = self.claims.entry(key).or_insert(job.id);
+        work.ranges = work.plan.iter().flat_map(|plan| &plan.ranges).map(|range| range_of(job.id, range)).collect();
+        for frontend in work.plan.iter().flat_map(|plan| &plan.frontends) {
+            let key = key_of(frontend);
+            let holder = self.claims.entry(anybodys(key)).or_insert(job.id);
             if *holder != job.id
                 && let Some(other) = shared.ids.name(*holder)
             {
-                let frontend = FrontendAddress { addr: F::to_ip(&key.addr), port: key.port, proto: key.proto };
-                let frontend = frontend.to_string();
+                let frontend = frontend.at().to_string();
                 work.conflict = Some(ReconcileError::Conflict { frontend, holder: other.clone() });
             } else {
                 *holder = job.id;
-                work.wanted.insert(key);
+                work.wanted.insert(key, frontend);
             }
         }
         if !synced && self.takes_out(&work) {
@@ -359,19 +424,28 @@ impl<F: PlanFamily> Side<F> {
         work
     }
 
-    /// Whether it would take anything out that the maps hold: a frontend, a backend, or a backend's eligibility.
+    /// The scopes that the frontends of a service port have in the maps.
+    fn scopes_in_use(&self, holding: &Holding<F>) -> Scopes {
+        let values = holding.frontends.keys().filter_map(|key| self.frontends.get(key));
+        values.fold(Scopes::default(), |scopes, value| scopes.and(Scopes::of_number(value.scope)))
+    }
+
+    /// Whether it would take anything out that the maps hold: a frontend, a range, a backend, or a backend's eligibility in a
+    /// scope that frontends have.
     fn takes_out(&self, work: &Work<'_, F>) -> bool {
-        let takes_another_ones = work.wanted.iter().any(|key| {
+        let takes_another_ones = work.wanted.keys().any(|key| {
             self.frontends.get(key).is_some_and(|value| value.service != work.job.id && !self.is_gone(value.service))
         });
-        let Some(holding) = self.services.get(&work.job.id) else { return takes_another_ones };
+        let takes_ranges = self.ranges.has_others(work.job.id, &work.ranges);
+        let Some(holding) = self.services.get(&work.job.id) else { return takes_another_ones || takes_ranges };
         let planned: HashMap<_, _> = work.backends().iter().map(|b| ((b.addr, b.port), b.eligible)).collect();
+        let in_use = self.scopes_in_use(holding);
         takes_another_ones
-            || holding.frontends.keys().any(|key| !work.wanted.contains(key))
-            || holding.backends.iter().any(|(at, held)| match (held.row::<F>(*at), planned.get(at)) {
-                (None, _) => false,
-                (Some(_), None) => true,
-                (Some(row), Some(eligible)) => row.is_eligible_anywhere() && !eligible,
+            || takes_ranges
+            || holding.frontends.keys().any(|key| !work.wanted.contains_key(key))
+            || holding.backends.iter().any(|(at, held)| match planned.get(at) {
+                None => held.is_there(),
+                Some(eligible) => held.eligible::<F>(*at).lost(*eligible, in_use).any(),
             })
     }
 

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use affinity_common::{
     abi::{
-        backends::{Backend, BackendKey, ELIGIBLE},
-        frontends::{Frontend, FrontendKey, OTHERS},
+        backends::{Backend, BackendKey},
+        frontends::{Frontend, FrontendKey, OUTSIDERS},
     },
-    family::Family,
     types::{BackendId, Port, Seconds},
 };
 
@@ -15,58 +14,60 @@ use super::{
     ReconcileError,
     described::{Described, Description},
     digest::Digest,
+    rows::{anybodys, flags_of, row_of},
     runs::Run,
     shared::Shared,
-    side::{Held, Side, SlotRun, Work},
+    side::{Held, ScopeRuns, Side, SlotRun, Work},
 };
 use crate::{
-    plan::{BackendPlan, PlanFamily, PortPlan},
+    plan::{PlanFamily, Scope, Scopes},
     tables::TableError,
 };
 
-fn row_of<F: Family>(backend: &BackendPlan<F>) -> Backend<F> {
-    let flags = if backend.eligible { ELIGIBLE } else { 0 };
-    Backend { addr: backend.addr, port: backend.port, flags, zero: 0 }
-}
-
 impl<F: PlanFamily> Side<F> {
-    /// Takes out the frontends that the service port is not to have; those that another one is to have are left for it
-    /// to take over, but for the last call.
+    /// Takes out the frontends that the service port is not to have. But for the last call, those are left that another one is
+    /// to have, for it to take over, and those for outsiders whom the one for anybody still sends there.
     pub(super) fn take_frontends_out(
         &mut self,
         shared: &mut Shared,
         work: &Work<'_, F>,
-        also_claimed: bool,
+        is_last: bool,
     ) -> Result<(), ReconcileError> {
         let Some(holding) = self.services.get_mut(&work.job.id) else { return Ok(()) };
         let claims = &self.claims;
-        let is_claimed = |key: &FrontendKey<F>| claims.get(key).is_some_and(|id| *id != work.job.id);
+        let is_claimed = |key: &FrontendKey<F>| claims.get(&anybodys(*key)).is_some_and(|id| *id != work.job.id);
         let gone: Vec<_> = holding
             .frontends
             .keys()
-            .filter(|key| !work.wanted.contains(key))
-            .filter(|key| also_claimed || !is_claimed(key))
+            .filter(|key| !work.wanted.contains_key(key))
+            .filter(|key| is_last || !is_claimed(key))
             .copied()
             .collect();
         for key in gone {
+            let sends_outsiders = |value: &Frontend| value.parts_outsiders();
+            let is_needed = key.origin == OUTSIDERS && self.frontends.get(&anybodys(key)).is_some_and(sends_outsiders);
+            if is_needed && !is_last {
+                continue;
+            }
             shared.counts.take(&mut self.tables.frontends, &key)?;
-            self.frontends.remove(&key);
+            let alone = self.frontends.remove(&key).is_some_and(|value| value.is_port_alone());
             holding.frontends.remove(&key);
-            self.addresses.leave(&mut self.tables.addresses, shared, key.addr)?;
+            self.addresses.leave(&mut self.tables.addresses, shared, key.addr, alone)?;
         }
         Ok(())
     }
 
-    /// Puts backends in, writes slots, and points the frontends at them.
+    /// Puts backends in, writes slots, puts ranges in, and points the frontends at all of that.
     pub(super) fn put_in(&mut self, shared: &mut Shared, work: &mut Work<'_, F>) -> Result<(), ReconcileError> {
         let described = self.put_backends_in(shared, work)?;
-        work.run = self.write_slots(shared, work)?;
+        work.runs = self.write_slots(shared, work)?;
+        self.ranges.put_in(&mut self.tables.ranges, &mut shared.counts, work.job.id, &work.ranges)?;
         self.switch_frontends(shared, work)?;
         work.conflict.take().map_or(Ok(()), Err)?;
         described.map_err(Into::into)
     }
 
-    /// Puts in the backends that are new, and marks those that become eligible. Where not all of them find room, none
+    /// Puts in the backends that are new, and marks those that become eligible in a scope. Where not all of them find room, none
     /// is left that is new. The inner result is about what goes with a backend for people: it keeps no one from being
     /// served.
     fn put_backends_in(
@@ -96,11 +97,13 @@ impl<F: PlanFamily> Side<F> {
         for (&at, held) in &mut holding.backends {
             let Some(backend) = work.backend(at) else { continue };
             let key = BackendKey { service, backend: held.id };
-            let row = row_of(backend);
-            let is_right = [row, Backend { flags: ELIGIBLE, ..row }].map(Some).contains(&held.row(at));
+            let there = held.row(at);
+            let eligible = held.eligible::<F>(at);
+            // Where it is no longer eligible, it is marked when no slot names it any more.
+            let row = row_of(backend, backend.eligible.and(eligible));
+            let is_right = there == Some(Backend { flags: there.map_or(0, |there| there.flags), ..row });
             described.push(Description { key, pod: backend.target.as_deref(), there: &mut held.described });
-            // One that is no longer eligible is marked when no slot names it any more.
-            if is_right {
+            if is_right && backend.eligible.are_within(eligible) {
                 continue;
             }
             places.push(at);
@@ -168,15 +171,24 @@ impl<F: PlanFamily> Side<F> {
         }
     }
 
-    /// The run of slots that holds what the plan says: the one there is, or a new one.
-    fn write_slots(&mut self, shared: &mut Shared, work: &Work<'_, F>) -> Result<Run, ReconcileError> {
+    /// The runs of slots that hold what the plan says: those that there are, or new ones.
+    fn write_slots(&mut self, shared: &mut Shared, work: &Work<'_, F>) -> Result<ScopeRuns, ReconcileError> {
+        let (mut runs, scopes) = (ScopeRuns::default(), work.scopes());
+        for scope in Scope::ALL.into_iter().filter(|scope| scopes.has(*scope)) {
+            *runs.of_mut(scope) = self.write_run(shared, work, scope)?;
+        }
+        Ok(runs)
+    }
+
+    /// The run of a scope. Another scope's that holds the same is as good.
+    fn write_run(&mut self, shared: &mut Shared, work: &Work<'_, F>, scope: Scope) -> Result<Run, ReconcileError> {
         let holding = self.services.entry(work.job.id).or_default();
         let ids: Vec<_> = work
             .backends()
             .iter()
             .map(|b| holding.backends.get(&(b.addr, b.port)).map(|held| held.id).unwrap_or_default())
             .collect();
-        let indices = work.job.plan.map(PortPlan::slots::<F>).unwrap_or_default();
+        let indices = work.job.plan.map(|plan| plan.slots::<F>(scope)).unwrap_or_default();
         let slots: Vec<_> = indices.into_iter().filter_map(|index| ids.get(index as usize).copied()).collect();
         if slots.is_empty() {
             return Ok(Run::default());
@@ -192,29 +204,37 @@ impl<F: PlanFamily> Side<F> {
         Ok(run)
     }
 
-    /// Points the frontends at the service port and its slots. One that fails keeps none of the others.
+    /// Points the frontends at the service port and its slots. One that fails keeps none of the others, but that outsiders are
+    /// not sent to a frontend of their own that is not there.
     fn switch_frontends(&mut self, shared: &mut Shared, work: &Work<'_, F>) -> Result<(), ReconcileError> {
         let (service, Some(plan)) = (work.job.id, work.job.plan) else { return Ok(()) };
-        let value = Frontend {
+        let usual = Frontend {
             service,
             affinity: work.job.affinity(),
             seed: plan.seed,
-            first_slot: work.run.first,
-            slot_count: work.run.count,
             timeout: plan.affinity.unwrap_or(Seconds::new(0)),
-            scope: plan.scope.number(),
-            flags: if plan.family::<F>().others { OTHERS } else { 0 },
+            ..Frontend::default()
         };
-        if value.has_affinity() && !work.had_affinity {
+        if usual.has_affinity() && !work.had_affinity {
             // What is left of a time when it had affinity must not come back to life.
             let Self { tables, sweeper, .. } = self;
             sweeper.sweep_service(&mut tables.affinity, &mut shared.counts, service)?;
         }
         let mut result = Ok(());
-        // Those that are in place first: a new one may find no room.
-        let (there, new): (Vec<_>, Vec<_>) = work.wanted.iter().partition(|key| self.frontends.contains_key(key));
-        for key in there.into_iter().chain(new) {
-            if self.frontends.get(key) == Some(&value) {
+        // Those that are in place first: a new one may find no room. But outsiders' own before those that send them there.
+        let mut wanted: Vec<_> = work.wanted.iter().collect();
+        wanted.sort_by_key(|(key, _)| (key.origin != OUTSIDERS, !self.frontends.contains_key(key)));
+        for (key, frontend) in wanted {
+            let run = work.runs.of(frontend.scope);
+            let value = Frontend {
+                first_slot: run.first,
+                slot_count: run.count,
+                scope: frontend.scope.number(),
+                flags: flags_of(frontend, work.others()),
+                ..usual
+            };
+            let outsiders = self.frontends.get(&key.for_outsiders()).map(|value| value.service);
+            if self.frontends.get(key) == Some(&value) || frontend.parts_outsiders && outsiders != Some(service) {
                 continue;
             }
             if let Err(error) = self.put_frontend(shared, key, &value) {
@@ -234,25 +254,28 @@ impl<F: PlanFamily> Side<F> {
         result
     }
 
-    /// Writes a frontend; a new one's address first.
+    /// Writes a frontend; its address first, where that is new or is the frontend's in another way than it was.
     fn put_frontend(&mut self, shared: &mut Shared, key: &FrontendKey<F>, value: &Frontend) -> Result<(), TableError> {
-        let is_new = !self.frontends.contains_key(key);
-        if is_new {
+        let (was, is) = (self.frontends.get(key).map(Frontend::is_port_alone), value.is_port_alone());
+        if was.is_none() {
             let capacity = self.tables.frontends.capacity();
             if self.frontends.len() >= capacity {
                 return Err(TableError::Full { map: self.tables.frontends.name().to_owned(), capacity });
             }
-            self.addresses.arrive(&mut self.tables.addresses, shared, key.addr)?;
         }
+        if was == Some(is) {
+            return shared.counts.put(&mut self.tables.frontends, key, value);
+        }
+        self.addresses.arrive(&mut self.tables.addresses, shared, key.addr, is)?;
         let put = shared.counts.put(&mut self.tables.frontends, key, value);
-        if is_new && put.is_err() {
+        if let Some(gone) = if put.is_ok() { was } else { Some(is) } {
             // It stays known to be unused, where it can't be taken out.
-            let _ = self.addresses.leave(&mut self.tables.addresses, shared, key.addr);
+            let _ = self.addresses.leave(&mut self.tables.addresses, shared, key.addr, gone);
         }
         put
     }
 
-    /// Takes out the backends that the plan has not, marks those that are no longer eligible, and frees the slots that no
+    /// Takes out the backends that the plan has not, marks those that are no longer eligible in a scope, and frees the slots that no
     /// frontend points at. Where the plan could not be put in, what the frontends still point at stays as it is, and
     /// what an attempt with another plan has left is taken out.
     pub(super) fn take_backends_out(
@@ -266,41 +289,42 @@ impl<F: PlanFamily> Side<F> {
         }
         let service = work.job.id;
         let Some(holding) = self.services.get_mut(&service) else { return Ok(()) };
-        let pointed_at: BTreeSet<_> = holding
-            .frontends
-            .keys()
-            .filter_map(|key| self.frontends.get(key))
-            .map(|value| Run { first: value.first_slot, count: value.slot_count })
-            .collect();
-        let in_use: BTreeSet<_> = holding
-            .runs
-            .iter()
-            .filter(|there| pointed_at.contains(&there.run))
-            .flat_map(|there| there.backends.iter().copied())
-            .collect();
-        let planned: BTreeMap<_, _> = work.backends().iter().map(|b| ((b.addr, b.port), row_of(b))).collect();
+        let mut pointed_at: BTreeMap<Run, Scopes> = BTreeMap::new();
+        for value in holding.frontends.keys().filter_map(|key| self.frontends.get(key)) {
+            let scopes = pointed_at.entry(Run { first: value.first_slot, count: value.slot_count }).or_default();
+            *scopes = scopes.and(Scopes::of_number(value.scope));
+        }
+        let mut in_use: BTreeMap<BackendId, Scopes> = BTreeMap::new();
+        for there in &holding.runs {
+            let Some(scopes) = pointed_at.get(&there.run) else { continue };
+            for backend in &there.backends {
+                let all = in_use.entry(*backend).or_default();
+                *all = all.and(*scopes);
+            }
+        }
 
         let mut removed = BTreeSet::new();
         for (at, held) in &mut holding.backends {
-            if in_use.contains(&held.id) && planned.get(at).is_none_or(|row| !row.is_eligible_anywhere()) {
-                continue;
-            }
             let key = BackendKey { service, backend: held.id };
-            match (planned.get(at), held.row(*at)) {
-                (None, row) => {
-                    if row.is_some() {
-                        shared.counts.take(&mut self.tables.backends, &key)?;
-                        held.note_gone();
-                        self.backends -= 1;
-                    }
-                    shared.forget_backend(key, &mut held.described)?;
-                    removed.insert(*at);
+            let in_use = in_use.get(&held.id).copied().unwrap_or_default();
+            let Some(backend) = work.backend(*at) else {
+                if in_use.any() {
+                    continue;
                 }
-                (Some(planned), Some(row)) if row != *planned && !planned.is_eligible_anywhere() => {
-                    shared.counts.put(&mut self.tables.backends, &key, planned)?;
-                    held.note(*at, *planned);
+                if held.is_there() {
+                    shared.counts.take(&mut self.tables.backends, &key)?;
+                    held.note_gone();
+                    self.backends -= 1;
                 }
-                (Some(_), _) => {}
+                shared.forget_backend(key, &mut held.described)?;
+                removed.insert(*at);
+                continue;
+            };
+            let (planned, eligible) = (row_of(backend, backend.eligible), held.eligible::<F>(*at));
+            let takes_away = backend.eligible.are_within(eligible) && !eligible.lost(backend.eligible, in_use).any();
+            if takes_away && held.row(*at).is_some_and(|row| row != planned) {
+                shared.counts.put(&mut self.tables.backends, &key, &planned)?;
+                held.note(*at, planned);
             }
         }
         if !removed.is_empty() {
@@ -308,7 +332,7 @@ impl<F: PlanFamily> Side<F> {
         }
         while synced && let Some(&backend) = holding.strays.first() {
             let key = BackendKey { service, backend };
-            if in_use.contains(&backend) {
+            if in_use.contains_key(&backend) {
                 break;
             }
             shared.counts.take(&mut self.tables.backends, &key)?;
@@ -319,7 +343,7 @@ impl<F: PlanFamily> Side<F> {
 
         let now = shared.now();
         holding.runs.retain(|there| {
-            let stays = pointed_at.contains(&there.run) || !work.is_going_well() && there.run == work.run;
+            let stays = pointed_at.contains_key(&there.run) || !work.is_going_well() && work.runs.contain(there.run);
             if !stays {
                 shared.runs.give_back(there.run, now);
             }

@@ -7,12 +7,53 @@ use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Obje
 use kube::Resource;
 use serde::Deserialize;
 
-/// A Node: its name and labels.
+/// A Node: its name and labels, its addresses and those of its pods, and whether it is about to go.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Node {
     /// Its metadata.
     #[serde(default)]
     pub metadata: ObjectMeta,
+    /// What was asked for.
+    pub spec: Option<NodeSpec>,
+    /// What the kubelet says.
+    pub status: Option<NodeStatus>,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeSpec {
+    /// Ranges of its pods' addresses, one a family.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Option<Vec<String>>,
+    /// What keeps pods off it.
+    pub taints: Option<Vec<Taint>>,
+}
+
+/// What keeps pods off a node.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Taint {
+    /// Its name.
+    #[serde(default)]
+    pub key: String,
+}
+
+/// What the kubelet says.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct NodeStatus {
+    /// How the node is reached.
+    pub addresses: Option<Vec<NodeAddress>>,
+}
+
+/// An address of a node, or a name.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct NodeAddress {
+    /// `InternalIP`, `ExternalIP`, `Hostname` and others.
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    /// The address.
+    #[serde(default)]
+    pub address: String,
 }
 
 /// A Pod: where it is, its addresses and how far it has come.

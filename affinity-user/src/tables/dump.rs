@@ -135,8 +135,7 @@ impl<F: Family> Key for FrontendKey<F> {
 
 impl<F: Family> Key for RangeKey<F> {
     fn text(&self) -> String {
-        let bits = self.prefix_len.saturating_sub(Self::SERVICE_BITS);
-        format!("service={} {}/{bits}", self.service, F::to_ip(&self.addr))
+        format!("service={} {}/{}", self.service, F::to_ip(&self.addr), self.bits())
     }
 }
 

@@ -57,7 +57,15 @@ pub fn backends(snapshot: &Snapshot) -> Vec<BackendRow> {
         );
     }
     let mut counted = std::collections::BTreeSet::new();
-    for FrontendAt { value: frontend, .. } in &snapshot.frontends {
+    // Where a service port has frontends of both scopes, the share is that among the whole cluster's clients.
+    let mut scopes: BTreeMap<_, u16> = BTreeMap::new();
+    let family_of = |it: &FrontendAt| (it.value.service, it.address.is_ipv4());
+    for it in &snapshot.frontends {
+        let scope = scopes.entry(family_of(it)).or_insert(it.value.scope);
+        *scope = it.value.scope.min(*scope);
+    }
+    for it in snapshot.frontends.iter().filter(|it| scopes.get(&family_of(it)) == Some(&it.value.scope)) {
+        let frontend = &it.value;
         // Several frontends of a service port share its slots.
         if !counted.insert((frontend.service, frontend.first_slot)) {
             continue;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use affinity_common::abi::frontends::LOCAL;
+use affinity_common::abi::frontends::{CLUSTER_IP, EXTERNAL_IP, Frontend, KIND, LOAD_BALANCER, LOCAL};
 use affinity_common::types::ServiceId;
 use serde::Serialize;
 
 use super::{FrontendAt, Snapshot};
+use crate::model::FrontendKind;
 
 /// A service port.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -19,6 +20,8 @@ pub struct ServiceRow {
     pub id: u32,
     /// Where it is reached: `10.96.0.10:80/TCP`.
     pub frontends: Vec<String>,
+    /// The same in their order, with what there is to say of each.
+    pub frontend_details: Vec<FrontendRow>,
     /// Seconds of affinity; none for `sessionAffinity: None`.
     pub affinity_timeout_seconds: Option<u32>,
     /// `spec.internalTrafficPolicy`: `Cluster`, or `Local` where clients are led to endpoints on this node alone.
@@ -31,10 +34,47 @@ pub struct ServiceRow {
     pub live_sessions: usize,
 }
 
+/// A frontend of a service port.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FrontendRow {
+    /// Where it is: `10.96.0.10:80/TCP`.
+    pub frontend: String,
+    /// `ClusterIP`, `ExternalIP`, `LoadBalancer` or `NodePort`.
+    pub kind: String,
+    /// The traffic policy: the internal one of a cluster IP, the external one of all others. `Local` where those whom it is
+    /// about (all clients; those from outside) are led to endpoints on this node alone.
+    pub traffic_policy: &'static str,
+    /// Who is let in, where not all are.
+    pub source_ranges: Option<Vec<String>>,
+}
+
+impl FrontendRow {
+    fn of(text: String, kind: FrontendKind, frontend: &Frontend, snapshot: &Snapshot) -> Self {
+        let is_local = frontend.scope == LOCAL || frontend.parts_outsiders();
+        let ranges = || snapshot.ranges.get(&frontend.service).cloned().unwrap_or_default();
+        Self {
+            frontend: text,
+            kind: kind.to_string(),
+            traffic_policy: if is_local { "Local" } else { "Cluster" },
+            source_ranges: frontend.has_ranges().then(ranges),
+        }
+    }
+}
+
+fn kind_of(frontend: &Frontend) -> FrontendKind {
+    match frontend.flags & KIND {
+        CLUSTER_IP => FrontendKind::ClusterIp,
+        EXTERNAL_IP => FrontendKind::ExternalIp,
+        LOAD_BALANCER => FrontendKind::LoadBalancer,
+        // Two bits: there is no other.
+        _ => FrontendKind::NodePort,
+    }
+}
+
 /// Every service port, by name.
 pub fn services(snapshot: &Snapshot) -> Vec<ServiceRow> {
     let mut rows: BTreeMap<ServiceId, ServiceRow> = BTreeMap::new();
-    for FrontendAt { address, proto, value: frontend } in &snapshot.frontends {
+    for FrontendAt { address, proto, value: frontend, .. } in snapshot.frontends.iter().filter(|it| !it.outsiders) {
         let id = frontend.service;
         let row = rows.entry(id).or_insert_with(|| ServiceRow {
             service: snapshot.names.service(id),
@@ -42,12 +82,18 @@ pub fn services(snapshot: &Snapshot) -> Vec<ServiceRow> {
             id: id.id,
             frontends: Vec::new(),
             affinity_timeout_seconds: frontend.has_affinity().then_some(frontend.timeout.secs),
-            internal_traffic_policy: if frontend.scope == LOCAL { "Local" } else { "Cluster" },
+            frontend_details: Vec::new(),
+            internal_traffic_policy: "Cluster",
             eligible: 0,
             backends: 0,
             live_sessions: 0,
         });
-        row.frontends.push(format!("{address}/{proto}"));
+        let (kind, text) = (kind_of(frontend), format!("{address}/{proto}"));
+        if kind == FrontendKind::ClusterIp && frontend.scope == LOCAL {
+            row.internal_traffic_policy = "Local";
+        }
+        row.frontends.push(text.clone());
+        row.frontend_details.push(FrontendRow::of(text, kind, frontend, snapshot));
     }
     for (key, backend) in &snapshot.names.backends {
         if let Some(row) = rows.get_mut(&key.service) {

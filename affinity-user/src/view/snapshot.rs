@@ -9,8 +9,9 @@ use affinity_common::abi::backend_stats::BackendStats;
 use affinity_common::abi::backends::BackendKey;
 use affinity_common::abi::conntrack::{ConntrackKey, FORWARD, REVERSE, SNAT, SNAT_REPLY};
 use affinity_common::abi::counters::Counter;
-use affinity_common::abi::frontends::Frontend;
+use affinity_common::abi::frontends::{Frontend, OUTSIDERS};
 use affinity_common::abi::lifetimes::Lifetimes;
+use affinity_common::abi::source_ranges::RangeKey;
 use affinity_common::abi::{self, LAYOUT};
 use affinity_common::family::Family;
 use affinity_common::types::{BackendId, Nanos, Proto, Seconds, ServiceId, Ticks};
@@ -69,6 +70,8 @@ pub struct FrontendAt {
     pub address: SocketAddr,
     /// The protocol.
     pub proto: Proto,
+    /// Whether it is for those who come from outside alone, beside one for anybody.
+    pub outsiders: bool,
     /// What is behind it.
     pub value: Frontend,
 }
@@ -154,6 +157,8 @@ pub struct Snapshot {
     pub names: Names,
     /// Frontends of both families.
     pub frontends: Vec<FrontendAt>,
+    /// Who is let in by service ports that let in some clients only: ranges of addresses.
+    pub ranges: BTreeMap<ServiceId, Vec<String>>,
     /// The backend of each slot that a frontend uses.
     pub slots: BTreeMap<u32, BackendId>,
     /// How often each backend was chosen.
@@ -229,9 +234,14 @@ fn frontends_of<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<FrontendAt>, 
     Ok(entries
         .map(|(key, value)| {
             let address = super::socket::<F>(&key.addr, key.port);
-            FrontendAt { address, proto: key.proto, value }
+            FrontendAt { address, proto: key.proto, outsiders: key.origin == OUTSIDERS, value }
         })
         .collect())
+}
+
+fn ranges_of<F: Family>(tables: &FamilyTables<F>) -> Result<Vec<(ServiceId, String)>, TableError> {
+    let text = |key: &RangeKey<F>| format!("{}/{}", F::to_ip(&key.addr), key.bits());
+    Ok(tables.ranges.keys()?.iter().map(|key| (key.service, text(key))).collect())
 }
 
 /// Reads which clients are kept where.
@@ -297,7 +307,7 @@ fn connections_of<F: Family>(
 }
 
 /// Names, entries and room of a family's maps.
-fn fill_of<F: Family>(tables: &FamilyTables<F>) -> Result<[(&'static str, usize, usize); 6], TableError> {
+fn fill_of<F: Family>(tables: &FamilyTables<F>) -> Result<[(&'static str, usize, usize); 7], TableError> {
     Ok([
         (abi::frontends::spec::<F>().name, tables.frontends.len()?, tables.frontends.capacity()),
         (abi::backends::spec::<F>().name, tables.backends.len()?, tables.backends.capacity()),
@@ -305,6 +315,7 @@ fn fill_of<F: Family>(tables: &FamilyTables<F>) -> Result<[(&'static str, usize,
         (abi::conntrack::spec::<F>().name, tables.conntrack.len()?, tables.conntrack.capacity()),
         (abi::netns::spec::<F>().name, tables.netns.len()?, tables.netns.capacity()),
         (abi::sockets::spec::<F>().name, tables.sockets.len()?, tables.sockets.capacity()),
+        (abi::source_ranges::spec::<F>().name, tables.ranges.len()?, tables.ranges.capacity()),
     ])
 }
 
@@ -322,6 +333,10 @@ impl Snapshot {
             let run: Vec<u32> = (value.first_slot..value.first_slot.saturating_add(value.slot_count)).collect();
             let found = tables.shared.slots.get_all(&run)?;
             slots.extend(run.into_iter().zip(found).filter_map(|(index, slot)| Some((index, slot?.backend))));
+        }
+        let mut ranges: BTreeMap<ServiceId, Vec<String>> = BTreeMap::new();
+        for (service, range) in ranges_of(&tables.v4)?.into_iter().chain(ranges_of(&tables.v6)?) {
+            ranges.entry(service).or_default().push(range);
         }
         let stats: BTreeMap<_, _> = tables.shared.backend_stats.entries()?.into_iter().collect();
         let now = now();
@@ -341,6 +356,7 @@ impl Snapshot {
             now,
             names,
             frontends,
+            ranges,
             slots,
             stats,
             connections,

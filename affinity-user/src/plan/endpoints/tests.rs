@@ -207,14 +207,26 @@ fn endpoints_are_chosen_as_kube_proxy_chooses_them() {
         for (scope, expected) in [(Scope::Cluster, cluster), (Scope::Local, local)] {
             let Some(expected) = expected else { continue };
             let place = Place { node, zone: *zone };
-            let (backends, others) = backends::<V4>([&slice].into_iter(), "", Proto::TCP, scope, place);
+            let (backends, others) =
+                backends::<V4>([&slice].into_iter(), "", Proto::TCP, Scopes::from_iter([scope]), place);
             assert_eq!(backends.len(), endpoints.len(), "{name}: the others keep the flows that they have");
             let used: Vec<u8> =
-                backends.iter().filter(|backend| backend.eligible).map(|backend| backend.addr[3]).collect();
+                backends.iter().filter(|backend| backend.eligible.has(scope)).map(|backend| backend.addr[3]).collect();
             assert_eq!(used, *expected, "{name}, {scope:?}");
             // Of those that nobody may use: whether there are any that answer.
             let answers = slice.endpoints.iter().any(|endpoint| Fitness::of(&endpoint) != Fitness::Unfit);
-            assert_eq!(others, used.is_empty() && answers, "{name}, {scope:?}");
+            assert_eq!(others.has(scope), used.is_empty() && answers, "{name}, {scope:?}");
+            // The other scope is not in use.
+            let other = if scope == Scope::Local { Scope::Cluster } else { Scope::Local };
+            assert!(!others.has(other) && !backends.iter().any(|backend| backend.eligible.has(other)), "{name}");
+            // Each is as it is alone where both are in use.
+            let both = Scopes { cluster: true, local: true };
+            let (together, others_together) = super::backends::<V4>([&slice].into_iter(), "", Proto::TCP, both, place);
+            assert!(
+                together.iter().zip(&backends).all(|(a, b)| a.eligible.has(scope) == b.eligible.has(scope)),
+                "{name}"
+            );
+            assert_eq!(others_together.has(scope), others.has(scope), "{name}");
         }
     }
 }
@@ -224,10 +236,10 @@ fn a_proxy_without_a_node_has_no_local_endpoints() {
     let mut nameless = endpoint("1 ready", "");
     for node_name in [None, Some("".into()), Some("here".into())] {
         nameless.node_name = node_name;
-        assert!(!is_local(&nameless, Place::default()));
+        assert!(!Place::default().has(&nameless));
     }
     let place = Place { node: "here", zone: None };
-    assert!(is_local(&nameless, place));
+    assert!(place.has(&nameless));
     nameless.node_name = None;
-    assert!(!is_local(&nameless, place));
+    assert!(!place.has(&nameless));
 }

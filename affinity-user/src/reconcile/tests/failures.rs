@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use affinity_common::{
-    abi::ids::NextIds,
+    abi::{
+        ids::NextIds,
+        source_ranges::{Range, RangeKey},
+    },
     types::{BackendId, ServiceId},
 };
 use nix::errno::Errno;
@@ -138,8 +141,20 @@ fn room_is_not_lost_by_writes_that_fail() {
 
 #[test]
 fn every_single_write_can_fail_and_the_end_is_the_same() {
-    let before = [service(1, [1, 2, 3]).sticky(10).dual(), service(2, [1, 2])];
-    let after = [service(1, [2, 4]).dual(), service(2, []), service(3, [1])];
+    let lan = ([10, 1, 0, 0], 16);
+    let before = [
+        service(1, [1, 2, 3]).sticky(10).dual(),
+        service(2, [1, 2]),
+        service(4, [1, 2]).node_port(1, 30_080).local([1]),
+        service(5, [1, 2]).balanced(5).ranges([lan]),
+    ];
+    let after = [
+        service(1, [2, 4]).dual(),
+        service(2, []),
+        service(3, [1]),
+        service(4, [1, 3]).node_port(1, 30_080),
+        service(5, [1, 2]).balanced(5).ranges([([10, 2, 0, 0], 16)]).local([2]),
+    ];
     let mut fresh = World::new(&SIZES);
     fresh.apply(after.clone());
     for fault in [REFUSED, Fault::Full] {
@@ -186,6 +201,40 @@ fn names_that_do_not_fit_keep_no_one_from_being_served() {
 }
 
 #[test]
+fn ranges_that_do_not_fit_leave_the_old_version_whole() {
+    let mut world = World::new(&SIZES);
+    world.reconciler.synced();
+    let of = |n: u8| service(1, [1]).balanced(1).ranges([([10, n, 0, 0], 16)]);
+    world.apply([of(1)]);
+    let before = world.meaning();
+    world.faults.fail_map("ranges_v4", Fault::Full);
+    world.apply([of(2)]);
+    assert_eq!(world.problems(), ["default/s1//TCP: ranges_v4 is full (16384): raise --map-size ranges=N"]);
+    assert_eq!(world.meaning(), before);
+    world.faults.clear();
+    world.retry_until_well();
+    let mut fresh = World::new(&SIZES);
+    fresh.apply([of(2)]);
+    assert_eq!(world.meaning(), fresh.meaning());
+}
+
+#[test]
+fn outsiders_are_not_sent_to_a_frontend_that_finds_no_room() {
+    let mut world = World::new(&Sizes { frontends: 2, ..SIZES });
+    world.reconciler.synced();
+    world.apply([service(1, [1, 2]).node_port(1, 30_080)]);
+    let before = world.meaning();
+    let still = |world: &World| {
+        let now = world.meaning();
+        let there = |line: &&String| line.starts_with("frontend 192");
+        before.iter().filter(there).all(|line| now.contains(line)) && now.iter().filter(there).count() == 1
+    };
+    world.apply([service(1, [1, 2]).node_port(1, 30_080).local([1])]);
+    assert_eq!(world.problems(), ["default/s1//TCP: frontends_v4 is full (2): raise --map-size frontends=N"]);
+    assert!(still(&world), "{:?}", world.meaning());
+}
+
+#[test]
 fn two_that_want_one_frontend_are_told_apart() {
     let mut world = World::new(&SIZES);
     world.reconciler.synced();
@@ -223,7 +272,8 @@ fn ids_that_have_run_out_are_an_error() {
 
 #[test]
 fn an_audit_repairs_every_map() {
-    let services = [service(1, [1, 2]).sticky(10), service(2, [1, 2])];
+    let lan = ([10, 1, 0, 0], 16);
+    let services = [service(1, [1, 2]).sticky(10), service(2, [1, 2]), service(3, [1]).balanced(3).ranges([lan])];
     let mut world = World::unwatched(&SIZES);
     world.apply(services);
     world.reconciler.synced();
@@ -256,6 +306,15 @@ fn an_audit_repairs_every_map() {
     memory.v4.backends.clone().insert(&stray, &row).unwrap();
     repaired(&mut world, "backends_v4", Difference::Extra);
 
+    let range = memory.v4.ranges.keys().unwrap()[0];
+    memory.v4.ranges.clone().remove(&range).unwrap();
+    repaired(&mut world, "ranges_v4", Difference::Missing);
+    let of_nobody = RangeKey { service: ServiceId { id: 98 }, ..range };
+    for extra in [RangeKey { addr: [10, 2, 0, 0], ..range }, of_nobody] {
+        memory.v4.ranges.clone().insert(&extra, &Range::default()).unwrap();
+        repaired(&mut world, "ranges_v4", Difference::Extra);
+    }
+
     let slot = memory.v4.frontends.get(&frontend(2)).unwrap().unwrap().first_slot;
     memory.slots.clone().remove(&slot).unwrap();
     repaired(&mut world, "slots", Difference::Changed);
@@ -275,5 +334,5 @@ fn an_audit_repairs_every_map() {
     memory.ids.clone().remove(&ONLY).unwrap();
     repaired(&mut world, "ids", Difference::Changed);
     assert_ne!(memory.ids.get(&ONLY).unwrap().unwrap(), NextIds::default());
-    assert_eq!(world.reconciler.counts().differences, 12);
+    assert_eq!(world.reconciler.counts().differences, 15);
 }

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use affinity_common::abi::frontends::ANYBODY;
 use nix::errno::Errno;
 use proptest::prelude::*;
 
@@ -33,12 +34,22 @@ fn any_service(n: u8) -> impl Strategy<Value = Service> {
     let backends = prop::collection::btree_map(1..6u8, any::<bool>(), 0..5);
     // The address is one of its own or one that moves between the services.
     let frontends = prop::sample::subsequence(vec![n, n + 10, n + 20], 1..3);
-    (backends, frontends, prop::option::weighted(0.3, 1..100u32), any::<bool>(), any::<bool>()).prop_map(
-        move |(backends, frontends, affinity, dual, named)| {
+    // Two node ports at an address that all have in common, and a load balancer's address.
+    let outside = prop::sample::subsequence(vec![0, 1, 2], 0..3);
+    let local = prop::option::of(prop::collection::vec(1..6u8, 0..3));
+    let ranges = prop::option::of(prop::collection::vec((0..3u8).prop_map(|n| ([10, n, 0, 0], 16)), 0..3));
+    let outside = (outside, local, ranges);
+    (backends, frontends, prop::option::weighted(0.3, 1..100u32), any::<bool>(), any::<bool>(), outside).prop_map(
+        move |(backends, frontends, affinity, dual, named, (outside, local, ranges))| {
             let mut made = service(n, backends.keys().copied());
             made.frontends = frontends.iter().map(|i| service(*i, []).frontends[0]).collect();
             made.affinity = affinity;
             made.port = if named { "http" } else { "" };
+            (made.local, made.ranges) = (local, ranges);
+            for which in outside {
+                made =
+                    if which == 2 { made.balanced(n) } else { made.node_port(1, 30_080 + 10 * which + u16::from(n)) };
+            }
             for (i, eligible) in backends {
                 made = if eligible { made } else { made.draining(i) };
             }
@@ -135,7 +146,8 @@ fn restart(world: &mut World, services: &BTreeMap<u8, Service>) {
 /// Takes an entry out of a map without the watcher's knowledge, in the order that keeps his promise.
 fn damage(world: &World, n: usize) {
     let (mut frontends, mut names) = (world.memory.v4.frontends.clone(), world.memory.backend_names.clone());
-    if let Some(key) = frontends.keys().unwrap().get(n) {
+    let anybodys: Vec<_> = frontends.keys().unwrap().into_iter().filter(|key| key.origin == ANYBODY).collect();
+    if let Some(key) = anybodys.get(n) {
         frontends.remove(key).unwrap();
     } else if let Some(key) = names.keys().unwrap().get(n % 7) {
         names.remove(key).unwrap();

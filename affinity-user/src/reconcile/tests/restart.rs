@@ -3,16 +3,22 @@
 use affinity_common::{
     abi::{
         addresses::{Address, AddressKey},
-        backends::{Backend, BackendKey},
+        backends::{Backend, BackendKey, ELIGIBLE},
         filter::{FilterWord, Place},
-        frontends::Frontend,
+        frontends::{CLUSTER, Frontend, LOCAL},
+        source_ranges::{Range, RangeKey},
     },
     family::V4,
     types::{BackendId, ServiceId},
 };
 
 use super::world::{SIZES, World, frontend, service};
-use crate::{model::ServiceName, tables::Table};
+use crate::{
+    model::ServiceName,
+    plan::{Scope, Scopes},
+    reconcile::Change,
+    tables::Table,
+};
 
 /// Everything with its ids, but for the datapath's maps.
 fn exactly(world: &World) -> Vec<String> {
@@ -183,4 +189,66 @@ fn addresses_and_their_filter_are_put_right() {
     world.delete("s2");
     assert!(addresses.is_empty().unwrap());
     assert!(filter.entries().unwrap().iter().all(|(_, word)| word.bits == 0));
+}
+
+/// Rows of an earlier version have one eligibility, of whichever scope the service's frontends had.
+#[test]
+fn rows_of_an_earlier_version_are_written_anew_without_a_gap() {
+    for scope in [CLUSTER, LOCAL] {
+        let mut world = World::new(&SIZES);
+        let services = || {
+            let mut plan = service(1, [1, 2]).sticky(10).draining(2).plan();
+            let family = &mut plan.ports[0].v4;
+            if scope == LOCAL {
+                family.frontends.iter_mut().for_each(|frontend| frontend.scope = Scope::Local);
+                family
+                    .backends
+                    .iter_mut()
+                    .for_each(|it| it.eligible = Scopes { cluster: false, local: it.eligible.cluster });
+            }
+            [Change::Apply(plan)]
+        };
+        world.reconciler.reconcile(services());
+        world.reconciler.synced();
+        let after = exactly(&world);
+        for (key, row) in world.memory.v4.backends.entries().unwrap() {
+            let flags = if row.is_eligible(scope) { ELIGIBLE } else { 0 };
+            world.memory.v4.backends.insert(&key, &Backend { flags, ..row }).unwrap();
+        }
+        world.restart();
+        world.written();
+        let report = world.reconciler.reconcile(services());
+        assert_eq!((report.waiting.len(), report.programmed.len()), (0, 1), "nothing is taken from anyone");
+        world.reconciler.synced();
+        assert!(world.written().iter().all(|map| map == "backends_v4"));
+        assert_eq!(exactly(&world), after);
+        // Whoever is moved on the way has what it had until its slots are others.
+        for (key, row) in world.memory.v4.backends.entries().unwrap() {
+            world.memory.v4.backends.insert(&key, &Backend { flags: ELIGIBLE, ..row }).unwrap();
+        }
+        world.restart();
+        world.apply([service(1, [1, 3]).sticky(10).node_port(1, 30_080).local([3])]);
+        world.reconciler.synced();
+        let mut fresh = World::new(&SIZES);
+        fresh.apply([service(1, [1, 3]).sticky(10).node_port(1, 30_080).local([3])]);
+        assert_eq!(world.meaning(), fresh.meaning());
+    }
+}
+
+#[test]
+fn ranges_are_taken_over_and_those_of_nobody_taken_out() {
+    let mut world = World::new(&SIZES);
+    let (lan, other) = (([10, 1, 0, 0], 16), ([10, 2, 0, 0], 16));
+    let of = |ranges: &[([u8; 4], u8)]| service(1, [1]).balanced(1).ranges(ranges.iter().copied());
+    world.apply([of(&[lan, other])]);
+    world.reconciler.synced();
+    let stray = RangeKey::of_range(ServiceId { id: 70 }, [10, 9, 0, 0], 16);
+    world.memory.v4.ranges.insert(&stray, &Range::default()).unwrap();
+    world.restart();
+    assert_eq!(world.apply([of(&[lan])]).waiting.len(), 1, "somebody would no longer be let in");
+    assert_eq!(world.memory.v4.ranges.len().unwrap(), 3);
+    world.reconciler.synced();
+    assert_eq!(world.memory.v4.ranges.len().unwrap(), 1);
+    world.apply([service(2, [])]);
+    assert_eq!(world.service_id("s2"), ServiceId { id: 71 }, "beyond all that were found");
 }

@@ -9,14 +9,19 @@ use std::{
 };
 
 use affinity_common::{
-    abi::{addresses::AddressKey, backends::BackendKey, filter::Place, frontends::FrontendKey},
+    abi::{
+        addresses::AddressKey,
+        backends::BackendKey,
+        filter::Place,
+        frontends::{FrontendKey, OUTSIDERS},
+    },
     family::{Family, V4, V6},
     types::{Port, Proto, Seconds, ServiceId},
 };
 
 use crate::{
-    model::{ServiceName, ServicePortName},
-    plan::{BackendPlan, FamilyPlan, FrontendPlan, PortPlan, Scope, ServicePlan},
+    model::{FrontendKind, ServiceName, ServicePortName},
+    plan::{BackendPlan, FamilyPlan, FrontendPlan, Origin, PortPlan, RangePlan, Scope, Scopes, ServicePlan},
     reconcile::{Change, Reconciler, Report, runs::REST},
     tables::{
         Operation, Table,
@@ -157,15 +162,21 @@ fn meaning_of<F: Family>(
             .map(|backend| at(BackendKey { service: value.service, backend }).to_string())
             .collect();
         lines.push(format!(
-            "frontend {}:{}/{} {} seed={} timeout={} {}",
+            "frontend {}:{}/{}{} {} seed={} timeout={},scope={},flags={:x} {}",
             F::to_ip(&key.addr),
             key.port,
             key.proto,
+            if key.origin == OUTSIDERS { "/outside" } else { "" },
             names[&value.service],
             value.seed,
             value.timeout.secs,
+            value.scope,
+            value.flags,
             backends.join(" ")
         ));
+    }
+    for key in family.ranges.keys().unwrap() {
+        lines.push(format!("range {} {}/{}", names[&key.service], F::to_ip(&key.addr), key.bits()));
     }
     for key in family.addresses.keys().unwrap() {
         lines.push(format!("address {}", F::to_ip(&key.addr)));
@@ -177,14 +188,15 @@ fn meaning_of<F: Family>(
             "backend {} {} eligible={} pod={:?} counted={counted}",
             names[&key.service],
             at(key),
-            row.is_eligible_anywhere(),
+            row.flags,
             pod.as_ref().and_then(names::decode_backend),
         ));
     }
 }
 
-/// Watches every write: each frontend's address is known, and has its bit in the filter; no frontend ever points at a slot that names no backend that takes new sessions, and no slot is written that a frontend
-/// points at, or has pointed at within the last second.
+/// Watches every write: each frontend's address is known, and has its bit in the filter; no frontend ever points at a slot
+/// that names no backend that takes new sessions in its scope, nor sends outsiders where there is nothing for them; and no
+/// slot is written that a frontend points at, or has pointed at within the last second.
 fn watch(memory: &MemoryTables, faults: &Faults, clock: &Arc<Mutex<Instant>>, log: &Arc<Mutex<Vec<String>>>) {
     let (memory, clock, log) = (memory.clone(), clock.clone(), log.clone());
     let last_pointed_at: Mutex<BTreeMap<(u32, u32), Instant>> = Mutex::default();
@@ -220,11 +232,14 @@ fn check_family<F: Family>(
         assert!(place.is_in(memory.service_filter.get(&place.word).unwrap().unwrap()), "{key:?} has no bit");
     }
     let rows = family.backends.entries().unwrap();
-    let eligible: BTreeSet<_> =
-        rows.into_iter().filter(|(_, row)| row.is_eligible_anywhere()).map(|(key, _)| key).collect();
+    let rows: BTreeMap<_, _> = rows.into_iter().collect();
     for (key, value) in family.frontends.entries().unwrap() {
-        let address = AddressKey { addr: key.addr };
-        assert!(family.addresses.get(&address).unwrap().is_some(), "{key:?} has an address that is not known");
+        let (address, place) = (AddressKey { addr: key.addr }, Place::of::<F>(&key.addr));
+        assert!(place.is_in(memory.service_filter.get(&place.word).unwrap().unwrap()), "{key:?} has no bit");
+        let is_known = value.is_port_alone() || family.addresses.get(&address).unwrap().is_some();
+        assert!(is_known, "{key:?} has an address that is not known");
+        let has_outsiders = || family.frontends.get(&key.for_outsiders()).unwrap().is_some();
+        assert!(!value.parts_outsiders() || has_outsiders(), "{key:?} sends outsiders to nowhere");
         let run = (value.first_slot, value.first_slot + value.slot_count);
         if value.slot_count > 0 {
             pointed_at.insert(run, now);
@@ -232,7 +247,8 @@ fn check_family<F: Family>(
         let named: BTreeSet<_> = (run.0..run.1).map(|slot| memory.slots.get(&slot).unwrap().unwrap().backend).collect();
         for backend in named {
             let backend = BackendKey { service: value.service, backend };
-            assert!(eligible.contains(&backend), "{key:?} leads to {backend:?}, which is not there or not eligible");
+            let is_eligible = rows.get(&backend).is_some_and(|row| row.is_eligible(value.scope));
+            assert!(is_eligible, "{key:?} leads to {backend:?}, which is not there or not eligible");
         }
     }
 }
@@ -246,6 +262,12 @@ pub struct Service {
     pub frontends: Vec<SocketAddr>,
     /// Address, and whether it takes new sessions.
     pub backends: Vec<(SocketAddr, bool)>,
+    /// Frontends for people outside.
+    pub outside: Vec<(SocketAddr, FrontendKind)>,
+    /// The last octets of the backends that those people are kept to, if they are.
+    pub local: Option<Vec<u8>>,
+    /// Who of them is let in at load balancers' addresses, if not all are.
+    pub ranges: Option<Vec<([u8; 4], u8)>>,
 }
 
 /// A service with a frontend and backends `10.0.<n>.<i>:8080`.
@@ -256,6 +278,9 @@ pub fn service(n: u8, backends: impl IntoIterator<Item = u8>) -> Service {
         affinity: None,
         frontends: vec![SocketAddr::from(([10, 96, 0, n], 80))],
         backends: backends.into_iter().map(|i| (SocketAddr::from(([10, 0, n, i], 8080)), true)).collect(),
+        outside: Vec::new(),
+        local: None,
+        ranges: None,
     }
 }
 
@@ -267,6 +292,30 @@ impl Service {
 
     pub fn port(mut self, port: &'static str) -> Self {
         self.port = port;
+        self
+    }
+
+    /// It has a node port at `192.168.0.<n>`.
+    pub fn node_port(mut self, n: u8, port: u16) -> Self {
+        self.outside.push((SocketAddr::from(([192, 168, 0, n], port)), FrontendKind::NodePort));
+        self
+    }
+
+    /// It has a load balancer's address, `203.0.113.<n>`.
+    pub fn balanced(mut self, n: u8) -> Self {
+        self.outside.push((SocketAddr::from(([203, 0, 113, n], 80)), FrontendKind::LoadBalancer));
+        self
+    }
+
+    /// People outside are kept to these backends.
+    pub fn local(mut self, backends: impl IntoIterator<Item = u8>) -> Self {
+        self.local = Some(backends.into_iter().collect());
+        self
+    }
+
+    /// Some people are let in alone.
+    pub fn ranges(mut self, ranges: impl IntoIterator<Item = ([u8; 4], u8)>) -> Self {
+        self.ranges = Some(ranges.into_iter().collect());
         self
     }
 
@@ -286,7 +335,9 @@ impl Service {
         };
         let frontends: Vec<_> = self.frontends.iter().map(v6).collect();
         let backends: Vec<_> = self.backends.iter().map(|(addr, eligible)| (v6(addr), *eligible)).collect();
+        let outside: Vec<_> = self.outside.iter().map(|(addr, kind)| (v6(addr), *kind)).collect();
         self.frontends.extend(frontends);
+        self.outside.extend(outside);
         self.backends.extend(backends);
         self
     }
@@ -298,42 +349,81 @@ impl Service {
             seed: 7,
             affinity: self.affinity.map(Seconds::new),
             shares_affinity: false,
-            scope: Scope::Cluster,
             v4: self.family::<V4>(),
             v6: self.family::<V6>(),
             name,
         };
-        ServicePlan { name: service, ports: vec![port] }
+        ServicePlan { name: service, ports: vec![port], health: None }
+    }
+
+    fn frontends<F: Family>(&self) -> Vec<FrontendPlan<F>> {
+        let inside = self.frontends.iter().map(|at| (at, FrontendKind::ClusterIp));
+        let outside = self.outside.iter().map(|(at, kind)| (at, *kind));
+        let mut frontends = Vec::new();
+        for (at, kind) in inside.chain(outside) {
+            let Some(addr) = F::from_ip(at.ip()) else { continue };
+            let parts_outsiders = kind != FrontendKind::ClusterIp && self.local.is_some();
+            let anybodys = FrontendPlan {
+                addr,
+                port: Port::new(at.port()),
+                proto: Proto::TCP,
+                origin: Origin::Anybody,
+                kind,
+                scope: Scope::Cluster,
+                parts_outsiders,
+                has_ranges: kind == FrontendKind::LoadBalancer && self.ranges.is_some(),
+                port_alone: kind == FrontendKind::NodePort,
+            };
+            frontends.push(anybodys);
+            if parts_outsiders {
+                let (origin, scope) = (Origin::Outsiders, Scope::Local);
+                frontends.push(FrontendPlan { origin, scope, parts_outsiders: false, ..anybodys });
+            }
+        }
+        frontends.sort();
+        frontends
     }
 
     fn family<F: Family>(&self) -> FamilyPlan<F> {
-        let mut frontends: Vec<_> = self
-            .frontends
-            .iter()
-            .filter_map(|at| {
-                Some(FrontendPlan { addr: F::from_ip(at.ip())?, port: Port::new(at.port()), proto: Proto::TCP })
-            })
-            .collect();
-        frontends.sort();
+        let frontends = self.frontends();
+        if frontends.is_empty() {
+            return FamilyPlan::default();
+        }
+        let is_parted = frontends.iter().any(|frontend| frontend.parts_outsiders);
+        let is_local = |at: &SocketAddr| {
+            let octets = match at.ip() {
+                std::net::IpAddr::V4(ip) => ip.octets()[3],
+                std::net::IpAddr::V6(ip) => ip.octets()[15],
+            };
+            is_parted && self.local.as_ref().is_some_and(|local| local.contains(&octets))
+        };
         let mut backends: Vec<_> = self
             .backends
             .iter()
             .filter_map(|(at, eligible)| {
-                let target = Some(format!("pod-{at}").into());
                 Some(BackendPlan {
                     addr: F::from_ip(at.ip())?,
                     port: Port::new(at.port()),
-                    eligible: *eligible,
-                    target,
+                    eligible: Scopes { cluster: *eligible, local: *eligible && is_local(at) },
+                    target: Some(format!("pod-{at}").into()),
                 })
             })
             .collect();
         backends.sort_by_key(|b| (b.addr, b.port));
-        if frontends.is_empty() { FamilyPlan::default() } else { FamilyPlan { frontends, backends, others: false } }
+        let has_ranges = frontends.iter().any(|frontend| frontend.has_ranges);
+        let ranges = self.ranges.iter().flatten().filter(|_| has_ranges);
+        let range = |&(addr, bits): &([u8; 4], u8)| Some(RangePlan { addr: F::from_ip(addr.into())?, bits });
+        let ranges = ranges.filter_map(range).collect::<BTreeSet<_>>().into_iter().collect();
+        FamilyPlan { frontends, backends, others: Scopes::default(), ranges }
     }
 }
 
 /// The key of the frontend of `service(n, …)`.
 pub fn frontend(n: u8) -> FrontendKey<V4> {
     FrontendKey::new([10, 96, 0, n], Port::new(80), Proto::TCP)
+}
+
+/// The key of the frontend of `service(…).node_port(n, 30_080)`.
+pub fn node_port(n: u8) -> FrontendKey<V4> {
+    FrontendKey::new([192, 168, 0, n], Port::new(30_080), Proto::TCP)
 }

@@ -18,6 +18,7 @@ use affinity_common::{
     abi::services::LABEL_MAX,
     types::{Port, Proto},
 };
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::{node::node, pod::pod, service::service, slice::endpoint_slice};
@@ -109,6 +110,11 @@ fn address(text: &str) -> Result<IpAddr, Fault> {
         return Err(Fault::UnusableAddress(ip));
     }
     Ok(ip)
+}
+
+/// A range of addresses; white space around it is let pass, as by kube-proxy.
+fn range(text: &str) -> Result<IpNet, Fault> {
+    text.trim().parse().map(|range: IpNet| range.trunc()).map_err(|_| Fault::NotARange(text.to_owned()))
 }
 
 fn port(number: i32) -> Result<Port, Fault> {

@@ -1,5 +1,7 @@
 //! A Service in the model's terms.
 
+mod external;
+
 use std::{collections::BTreeSet, net::IpAddr};
 
 use affinity_common::{abi::services::LABEL_MAX, types::Seconds};
@@ -31,19 +33,56 @@ pub fn service(name: &ServiceName, object: &core::Service) -> Option<Checked<Ser
         faults.invalid(field, fault);
         return Some(faults.reject(name));
     }
+    let kind = ServiceType::of(spec, &mut faults);
     let cluster_ips = cluster_ips(spec, &mut faults);
-    let ports = service_ports(spec, &mut faults);
+    let ports = service_ports(spec, kind, &mut faults);
     let Some(session_affinity) = session_affinity(spec, &mut faults) else { return Some(faults.reject(name)) };
-    let Some(internal_policy) = internal_policy(spec, &mut faults) else { return Some(faults.reject(name)) };
+    let policy = spec.internal_traffic_policy.as_deref();
+    let Some(internal_policy) = policy_of("spec.internalTrafficPolicy", policy, &mut faults) else {
+        return Some(faults.reject(name));
+    };
+    let Some(external) = external::external(object, kind, &ports, &mut faults) else {
+        return Some(faults.reject(name));
+    };
     let affinity_scope = affinity_scope(&object.metadata, &mut faults);
     if cluster_ips.is_empty() || ports.is_empty() && faults.invalid {
         return Some(faults.reject(name));
     }
     let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    Some(faults.check(
-        name,
-        Service { name: name.clone(), created, cluster_ips, session_affinity, affinity_scope, internal_policy, ports },
-    ))
+    let service = Service {
+        name: name.clone(),
+        created,
+        cluster_ips,
+        session_affinity,
+        affinity_scope,
+        internal_policy,
+        ports,
+        external: external.map(Box::new),
+    };
+    Some(faults.check(name, service))
+}
+
+/// `spec.type`, of those that are for a service proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ServiceType {
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+}
+
+impl ServiceType {
+    /// What it is not known to be reached by, it is not reached by.
+    fn of(spec: &core::ServiceSpec, faults: &mut Faults) -> Self {
+        match spec.type_.as_deref() {
+            None | Some("" | "ClusterIP") => Self::ClusterIp,
+            Some("NodePort") => Self::NodePort,
+            Some("LoadBalancer") => Self::LoadBalancer,
+            Some(other) => {
+                faults.left_out("spec.type", Fault::UnknownType(other.to_owned()));
+                Self::ClusterIp
+            }
+        }
+    }
 }
 
 fn cluster_ips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
@@ -66,13 +105,13 @@ fn cluster_ips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
     ips
 }
 
-fn service_ports(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<ServicePort> {
+fn service_ports(spec: &core::ServiceSpec, kind: ServiceType, faults: &mut Faults) -> Vec<ServicePort> {
     let given = spec.ports.as_deref().unwrap_or_default();
     if given.is_empty() {
         faults.invalid("spec.ports", Fault::Missing);
     }
     let mut ports = Vec::with_capacity(given.len());
-    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    let (mut names, mut numbers, mut node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (index, given) in given.iter().enumerate() {
         let field = |name: &str| format!("spec.ports[{index}].{name}");
         let proto = match proto(given.protocol.as_deref()) {
@@ -103,7 +142,16 @@ fn service_ports(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<ServicePo
         } else if !numbers.insert((port, proto)) {
             faults.invalid(field("port"), Fault::DuplicatePort(port.get(), proto));
         } else {
-            ports.push(ServicePort { index, name: shared(name), proto, port });
+            let wanted = given.node_port.filter(|number| kind != ServiceType::ClusterIp && *number != 0);
+            let node_port = wanted.map(super::port).transpose().and_then(|wanted| match wanted {
+                Some(port) if !node_ports.insert((port, proto)) => Err(Fault::DuplicatePort(port.get(), proto)),
+                wanted => Ok(wanted),
+            });
+            let node_port = node_port.unwrap_or_else(|fault| {
+                faults.left_out(field("nodePort"), fault);
+                None
+            });
+            ports.push(ServicePort { index, name: shared(name), proto, port, node_port });
         }
     }
     ports
@@ -136,12 +184,12 @@ fn session_affinity(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<Ses
 }
 
 /// `None` if there is no knowing what is meant.
-fn internal_policy(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<TrafficPolicy> {
-    match spec.internal_traffic_policy.as_deref() {
+fn policy_of(field: &str, policy: Option<&str>, faults: &mut Faults) -> Option<TrafficPolicy> {
+    match policy {
         None | Some("" | "Cluster") => Some(TrafficPolicy::Cluster),
         Some("Local") => Some(TrafficPolicy::Local),
         Some(other) => {
-            faults.invalid("spec.internalTrafficPolicy", Fault::UnknownPolicy(other.to_owned()));
+            faults.invalid(field, Fault::UnknownPolicy(other.to_owned()));
             None
         }
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    model::{Node, Pod, SessionAffinity},
+    model::{External, ListedAddress, Node, Pod, SessionAffinity},
     sources::documents::{Contents, Version},
 };
 
@@ -87,6 +87,47 @@ fn services() {
             format!("{ONE}, internalTrafficPolicy: Here"),
             "rejected | spec.internalTrafficPolicy: \"Here\" is no traffic policy: Cluster or Local",
         ),
+        (
+            "",
+            format!("{ONE}, externalTrafficPolicy: Here"),
+            "rejected | spec.externalTrafficPolicy: \"Here\" is no traffic policy: Cluster or Local",
+        ),
+        // From outside: what makes no sense is left out, and the rest goes on.
+        (
+            "",
+            format!("{ONE}, type: Balancer"),
+            "good | spec.type: \"Balancer\" is no type of a service: ClusterIP, NodePort, LoadBalancer or ExternalName",
+        ),
+        (
+            "",
+            format!("{ONE}, externalIPs: [0.0.0.0, x, 127.0.0.1, 224.0.0.1, 192.168.0.1]"),
+            "good | spec.externalIPs[0]: 0.0.0.0 can't be the address of a service or an endpoint \
+             | spec.externalIPs[1]: \"x\" is no IP address \
+             | spec.externalIPs[2]: 127.0.0.1 can't be the address of a service or an endpoint \
+             | spec.externalIPs[3]: 224.0.0.1 can't be the address of a service or an endpoint",
+        ),
+        (
+            "",
+            format!("{ONE}, loadBalancerSourceRanges: [' 10.0.0.0/8 ', 10.0.0.1, 10.0.0.0/33]"),
+            "good | spec.loadBalancerSourceRanges[1]: \"10.0.0.1\" is no range of addresses, such as 192.168.0.0/16: \
+             nobody is let in by it \
+             | spec.loadBalancerSourceRanges[2]: \"10.0.0.0/33\" is no range of addresses, such as 192.168.0.0/16: \
+             nobody is let in by it",
+        ),
+        (
+            "",
+            format!("{ONE}, type: LoadBalancer, healthCheckNodePort: 65536"),
+            "good | spec.healthCheckNodePort: 65536 is no port: 1..=65535",
+        ),
+        (
+            "",
+            "type: NodePort, clusterIP: 10.0.0.1, ports: [{name: a, port: 80, nodePort: 30080}, \
+             {name: b, port: 81, nodePort: 30080}, {name: c, port: 82, nodePort: -1}, {name: d, port: 83, nodePort: 0}, \
+             {name: a, port: 80, nodePort: 30080, protocol: UDP}]"
+                .to_owned(),
+            "good | spec.ports[1].nodePort: 30080/TCP is another port of the service: remove one \
+             | spec.ports[2].nodePort: -1 is no port: 1..=65535",
+        ),
         // Ports.
         ("", "clusterIP: 10.0.0.1".to_owned(), "rejected | spec.ports: is missing"),
         ("", two("{name: b, port: 0}"), "makeshift | spec.ports[1].port: 0 is no port: 1..=65535"),
@@ -118,6 +159,57 @@ fn services() {
         );
         assert_eq!(outcome(&yaml), expected, "{yaml}");
     }
+}
+
+/// How a service is reached from outside, by its spec and status.
+#[test]
+fn what_is_said_of_the_outside() {
+    let external = |spec: &str, status: &str| {
+        let yaml = format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{clusterIP: 10.0.0.1, {spec}}}, \
+             status: {status}}}"
+        );
+        let Some(Version::Service(Checked { object: Some(service), problems, .. })) = version(&yaml) else {
+            panic!("{yaml}");
+        };
+        let ports: Vec<_> = service.ports.iter().map(|port| port.node_port.map_or(0, Port::get)).collect();
+        (ports, service.external.clone().map(|it| *it), problems.len())
+    };
+    const PORT: &str = "ports: [{port: 80, nodePort: 30080}]";
+    let none = || Some(External::default());
+    assert_eq!(external(PORT, "null"), (vec![0], None, 0), "a ClusterIP has no node port");
+    assert_eq!(external(&format!("type: NodePort, {PORT}"), "null"), (vec![30080], none(), 0));
+    assert_eq!(external(&format!("type: LoadBalancer, {PORT}"), "null"), (vec![30080], none(), 0));
+    // Without node ports and addresses there is nothing.
+    let bare = "type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{port: 80}]";
+    assert_eq!(external(bare, "{loadBalancer: {}}"), (vec![0], None, 0));
+
+    let listed = |index, addr: &str| ListedAddress { index, addr: addr.parse().expect("an address") };
+    let ingress = "{loadBalancer: {ingress: [{hostname: a.example}, {ip: 203.0.113.1}, {ip: 203.0.113.2, ipMode: Proxy}, \
+                   {ip: 'fd00::1', ipMode: VIP}, {ip: 203.0.113.1}, {ip: 203.0.113.4, ipMode: Odd}, {ip: ''}]}}";
+    let (_, found, problems) = external(bare, ingress);
+    let load_balancer_ips = vec![listed(1, "203.0.113.1"), listed(3, "fd00::1")];
+    assert_eq!((found, problems), (Some(External { load_balancer_ips, ..External::default() }), 1));
+
+    // Who is let in: all, some, nobody.
+    let ranges = |given: &str| {
+        let spec = format!("{bare}, externalIPs: [x, 198.51.100.1], loadBalancerSourceRanges: {given}");
+        let (_, found, _) = external(&spec, "null");
+        let found = found.expect("an address");
+        assert_eq!(found.ips, [listed(1, "198.51.100.1")]);
+        found.source_ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(ranges("null"), None);
+    assert_eq!(ranges("[]"), None);
+    assert_eq!(ranges("[x]"), Some(vec![]));
+    let sorted = ["10.0.0.0/8", "192.168.0.0/16", "fd00::/8"].map(str::to_owned).to_vec();
+    assert_eq!(ranges("['fd00::/8', '\t192.168.7.1/16', 10.0.0.0/8, 10.1.2.3/8]"), Some(sorted));
+
+    let port = |spec: &str| external(&format!("{spec}, {PORT}, healthCheckNodePort: 32000"), "null").1;
+    let asks = |spec: &str| port(spec).expect("a node port").health_check_port;
+    assert_eq!(asks("type: LoadBalancer, externalTrafficPolicy: Local"), Some(Port::new(32000)));
+    assert_eq!(asks("type: LoadBalancer, externalTrafficPolicy: Cluster"), None);
+    assert_eq!(asks("type: NodePort, externalTrafficPolicy: Local"), None);
 }
 
 /// A slice's fields, what is expected.
@@ -178,9 +270,43 @@ fn nodes() {
         ("null", None),
     ] {
         let yaml = format!("{{apiVersion: v1, kind: Node, metadata: {{name: node-1.example, labels: {labels}}}}}");
-        let node = Node { name: ObjectName::new("", "node-1.example"), zone: zone.map(Into::into) };
+        let node = Node { zone: zone.map(Into::into), ..plain_node() };
         assert_eq!(version(&yaml), Some(Version::Node(Checked::good(node))));
     }
+}
+
+fn plain_node() -> Node {
+    Node {
+        name: ObjectName::new("", "node-1.example"),
+        zone: None,
+        internal_ips: Vec::new(),
+        pod_cidrs: Vec::new(),
+        is_going: false,
+    }
+}
+
+#[test]
+fn nodes_have_addresses_and_are_about_to_go() {
+    let node = |metadata: &str, fields: &str| {
+        let yaml = format!("{{apiVersion: v1, kind: Node, metadata: {{name: node-1.example{metadata}}}, {fields}}}");
+        let Some(Version::Node(version)) = version(&yaml) else { panic!("{yaml}") };
+        let problems: Vec<_> = version.problems.iter().map(ToString::to_string).collect();
+        (version.object.expect("a node").as_ref().clone(), problems)
+    };
+    let addresses = "status: {addresses: [{type: Hostname, address: n}, {type: InternalIP, address: 192.168.0.5}, \
+                     {type: ExternalIP, address: 203.0.113.5}, {type: InternalIP, address: x}, \
+                     {type: InternalIP, address: 'fd00::5'}]}, spec: {podCIDRs: [10.1.0.0/24, y, 'fd01::/64']}";
+    let internal_ips = ["192.168.0.5", "fd00::5"].map(|it| it.parse().expect("an address")).to_vec();
+    let pod_cidrs = ["10.1.0.0/24", "fd01::/64"].map(|it| it.parse().expect("a range")).to_vec();
+    let (found, problems) = node("", addresses);
+    assert_eq!(found, Node { internal_ips, pod_cidrs, ..plain_node() });
+    assert_eq!(problems.len(), 2);
+    assert!(problems[0].starts_with("status.addresses[3].address") && problems[1].starts_with("spec.podCIDRs[1]"));
+
+    let taint = |key: &str| format!("spec: {{taints: [{{key: other, effect: NoSchedule}}, {{key: {key}}}]}}");
+    assert!(!node("", &taint("node.kubernetes.io/unschedulable")).0.is_going);
+    assert!(node("", &taint("ToBeDeletedByClusterAutoscaler")).0.is_going);
+    assert!(node(", deletionTimestamp: '2026-01-01T00:00:00Z'", "spec: {}").0.is_going);
 }
 
 #[test]
@@ -339,16 +465,21 @@ proptest! {
 const WHOLE: [&str; 4] = [
     r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "shop",
         "creationTimestamp": "2026-01-01T00:00:00Z", "labels": {"a": "b"}, "annotations": {"a": "b"}},
-        "spec": {"type": "ClusterIP", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"],
+        "spec": {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"],
         "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
-        "internalTrafficPolicy": "Local", "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}}"#,
+        "type": "LoadBalancer", "internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local",
+        "externalIPs": ["192.168.0.1"], "loadBalancerSourceRanges": ["10.0.0.0/8"], "healthCheckNodePort": 32000,
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1", "ipMode": "VIP"}]}}}"#,
     r#"{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "a", "namespace": "shop",
         "labels": {"kubernetes.io/service-name": "a"}}, "addressType": "IPv4",
         "ports": [{"name": "http", "port": 80, "protocol": "TCP"}], "endpoints": [{"addresses": ["10.1.0.1"],
         "conditions": {"ready": true, "serving": true, "terminating": false}, "nodeName": "n",
         "hints": {"forZones": [{"name": "z"}], "forNodes": [{"name": "n"}]},
         "targetRef": {"kind": "Pod", "name": "a-0"}}]}"#,
-    r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}"#,
+    r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}},
+        "spec": {"podCIDRs": ["10.1.0.0/24"], "taints": [{"key": "a", "effect": "NoSchedule"}]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.0.5"}]}}"#,
     r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a-0", "namespace": "shop", "uid": "u",
         "annotations": {"affinity.dev/socket-lb": "off"}}, "spec": {"nodeName": "n", "hostNetwork": false},
         "status": {"phase": "Running", "podIPs": [{"ip": "10.1.0.1"}]}}"#,

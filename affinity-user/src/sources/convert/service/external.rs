@@ -1,0 +1,94 @@
+//! How a Service is reached from outside.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+
+use super::{Faults, ServiceType, address, policy_of, port};
+use crate::{
+    model::{External, Fault, ListedAddress, ServicePort, TrafficPolicy},
+    sources::convert::range,
+};
+
+/// The inner `None` if it is not; the outer one if there is no knowing what is meant.
+pub(super) fn external(
+    object: &core::Service,
+    kind: ServiceType,
+    ports: &[ServicePort],
+    faults: &mut Faults,
+) -> Option<Option<External>> {
+    let empty = core::ServiceSpec::default();
+    let spec = object.spec.as_ref().unwrap_or(&empty);
+    let policy = policy_of("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), faults)?;
+    let ips = external_ips(spec, faults);
+    let load_balancer_ips = load_balancer_ips(object.status.as_ref(), faults);
+    let source_ranges = source_ranges(spec, faults);
+    let is_local = policy == TrafficPolicy::Local;
+    let health_check_port = health_check_port(spec, faults).filter(|_| is_local && kind == ServiceType::LoadBalancer);
+    let is_reached = !ips.is_empty() || !load_balancer_ips.is_empty() || ports.iter().any(|it| it.node_port.is_some());
+    let external = External { ips, load_balancer_ips, policy, source_ranges, health_check_port };
+    Some(Some(external).filter(|_| is_reached || health_check_port.is_some()))
+}
+
+fn external_ips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<ListedAddress> {
+    let mut ips = Vec::new();
+    for (i, text) in spec.external_ips.as_deref().unwrap_or_default().iter().enumerate() {
+        match address(text) {
+            Ok(addr) => add(&mut ips, i, addr),
+            Err(fault) => faults.left_out(format!("spec.externalIPs[{i}]"), fault),
+        }
+    }
+    ips
+}
+
+/// Those that packets come with. Of a load balancer that is a proxy, packets come with the node's address.
+fn load_balancer_ips(status: Option<&core::ServiceStatus>, faults: &mut Faults) -> Vec<ListedAddress> {
+    let balancer = status.and_then(|status| status.load_balancer.as_ref());
+    let given = balancer.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default();
+    let mut ips = Vec::new();
+    for (i, ingress) in given.iter().enumerate() {
+        // One may have a name alone.
+        let Some(text) = ingress.ip.as_deref().filter(|text| !text.is_empty()) else { continue };
+        let field = |name: &str| format!("status.loadBalancer.ingress[{i}].{name}");
+        match ingress.ip_mode.as_deref() {
+            None | Some("VIP") => {}
+            Some("Proxy") => continue,
+            Some(other) => {
+                faults.left_out(field("ipMode"), Fault::UnknownIpMode(other.to_owned()));
+                continue;
+            }
+        }
+        match address(text) {
+            Ok(addr) => add(&mut ips, i, addr),
+            Err(fault) => faults.left_out(field("ip"), fault),
+        }
+    }
+    ips
+}
+
+fn add(ips: &mut Vec<ListedAddress>, index: usize, addr: IpAddr) {
+    if !ips.iter().any(|it| it.addr == addr) {
+        ips.push(ListedAddress { index: u16::try_from(index).unwrap_or(u16::MAX), addr });
+    }
+}
+
+/// `None` if everybody is let in. A range that is none lets nobody in, and so do several.
+fn source_ranges(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<Vec<IpNet>> {
+    let given = spec.load_balancer_source_ranges.as_deref().filter(|given| !given.is_empty())?;
+    let mut ranges = Vec::with_capacity(given.len());
+    for (i, text) in given.iter().enumerate() {
+        match range(text) {
+            Ok(range) => ranges.push(range),
+            Err(fault) => faults.left_out(format!("spec.loadBalancerSourceRanges[{i}]"), fault),
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    Some(ranges)
+}
+
+fn health_check_port(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<affinity_common::types::Port> {
+    let number = spec.health_check_node_port.filter(|number| *number != 0)?;
+    port(number).map_err(|fault| faults.left_out("spec.healthCheckNodePort", fault)).ok()
+}
