@@ -178,7 +178,7 @@ pub static SERVICE_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
 #[btf_map(name = "direct_filter")]
 pub static DIRECT_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
 
-/// What addresses look like those of backends elsewhere that clients from outside were led to.
+/// What addresses look like those of backends that clients from outside were led to.
 #[btf_map(name = "snat_filter")]
 pub static SNAT_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
 

@@ -115,12 +115,19 @@ impl Site {
 
     /// What the pods see of a client outside that asks by a frontend: its own address, or where they are elsewhere the node's.
     fn ask_from_outside(&self, frontend: SocketAddr) -> Result<String> {
-        let answer = self.ask(&self.lab.outside.netns, frontend)?;
-        let seen = answer.client.ip();
-        let family = usize::from(frontend.is_ipv6());
-        let expected = if answer.backend == self.far.name { NODE_IP[family] } else { self.lab.outside.addresses[family] };
-        assert_eq!(seen, expected, "{} by {frontend}", answer.backend);
+        let own = self.lab.outside.addresses[usize::from(frontend.is_ipv6())];
+        let options =
+            ClientOptions { source: Some(SocketAddr::new(own, 0)), ..ClientOptions::default().within(3 * SECOND) };
+        let answer = http_get(&self.lab.outside.netns, frontend, &options);
+        let answer = answer.with_context(|| format!("{frontend}: {}", self.daemon.log()))?;
+        self.check(&answer, own, frontend);
         Ok(answer.backend)
+    }
+
+    fn check(&self, answer: &Answer, client: IpAddr, frontend: SocketAddr) {
+        let is_elsewhere = answer.backend == self.far.name;
+        let expected = if is_elsewhere { NODE_IP[usize::from(frontend.is_ipv6())] } else { client };
+        assert_eq!(answer.client.ip(), expected, "{} by {frontend}", answer.backend);
     }
 
     /// Has clients of other addresses ask, until a pod has answered each of them.
@@ -213,7 +220,8 @@ fn write(source: &SourceDir, lab: &Lab, wanted: Wanted) -> Result<()> {
             port.node_port = Some(NODE_PORT.into());
         }
     });
-    let ingress = LOAD_BALANCER.map(|ip| LoadBalancerIngress { ip: Some(ip.to_owned()), ..LoadBalancerIngress::default() });
+    let ingress =
+        LOAD_BALANCER.map(|ip| LoadBalancerIngress { ip: Some(ip.to_owned()), ..LoadBalancerIngress::default() });
     let service = Service {
         status: Some(ServiceStatus {
             load_balancer: Some(LoadBalancerStatus { ingress: Some(ingress.into()) }),
@@ -252,6 +260,8 @@ fn a_client_outside_is_on_one_pod_by_every_frontend() -> Result<()> {
         assert_eq!(pods.len(), 1, "{pods:?}");
         for name in [&site.lab.backends[0].name, &site.far.name] {
             let source = site.until_answered_by(name, family)?;
+            // Each of a service's ports has its own affinity.
+            let mut by_udp = BTreeSet::new();
             for frontend in Site::frontends(family) {
                 let options = ClientOptions { source: Some(source), ..ClientOptions::default().within(3 * SECOND) };
                 let answer = http_get(&site.lab.outside.netns, frontend, &options)?;
@@ -260,10 +270,12 @@ fn a_client_outside_is_on_one_pod_by_every_frontend() -> Result<()> {
                 // In fragments, there and back.
                 for bytes in [1, 4_000] {
                     let answer = socket.ask(frontend, &vec![7; bytes])?;
-                    let seen = if *name == site.far.name { NODE_IP[family] } else { source.ip() };
-                    assert_eq!((answer.client.ip(), answer.body.len()), (seen, bytes), "by {frontend}");
+                    assert_eq!(answer.body.len(), bytes, "by {frontend}");
+                    site.check(&answer, source.ip(), frontend);
+                    by_udp.insert(answer.backend);
                 }
             }
+            assert_eq!(by_udp.len(), 1, "{by_udp:?}");
         }
     }
     Ok(())
@@ -383,7 +395,7 @@ fn clients_outside_do_not_notice_that_the_daemon_dies() -> Result<()> {
 #[test]
 fn the_nodes_own_ports_stay_its_own() -> Result<()> {
     let site = Site::new(Wanted::default())?;
-    let own = affinity_tests::traffic::Backend::start(
+    let own = Backend::start(
         &Host { name: "node".to_owned(), netns: site.lab.node.netns.clone(), ..site.lab.outside.clone() },
         2_000,
     )?;

@@ -48,16 +48,7 @@ pub const ELIGIBLE_LOCAL: u8 = 2;
 /// frontends had.
 pub const BY_SCOPE: u8 = 4;
 
-/// The backend is on this node: what is sent to it does not leave by an uplink.
-pub const ON_NODE: u8 = 8;
-
 impl<F: Family> Backend<F> {
-    /// Whether it is known to be on this node.
-    #[inline(always)]
-    pub const fn is_on_node(&self) -> bool {
-        self.flags & ON_NODE != 0
-    }
-
     /// Whether it takes new sessions of frontends of a scope, and keeps those it has.
     #[inline(always)]
     pub const fn is_eligible(&self, scope: u16) -> bool {

@@ -4,7 +4,7 @@
 //! `service_filter` has the addresses of services, written by user space before their frontends. `direct_filter` has those
 //! that a client talks to directly on ports which a translated connection of its own has too; it is written by the
 //! datapath, a bit at a time, and cleared by user space when no such connection is left. `snat_filter`, written and cleared in
-//! the same way, has the backends elsewhere that clients from outside were led to.
+//! the same way, has the backends that clients from outside were led to.
 
 use super::{Kind, MapSpec};
 use crate::{family::Family, pod::pod};
@@ -55,7 +55,7 @@ impl Place {
 pub const SERVICES: MapSpec = spec("service_filter");
 /// The filter of addresses that are talked to directly beside a translated connection.
 pub const DIRECT: MapSpec = spec("direct_filter");
-/// The filter of backends elsewhere that packets from outside leave the node for.
+/// The filter of backends that clients from outside were led to.
 pub const SNAT: MapSpec = spec("snat_filter");
 
 const fn spec(name: &'static str) -> MapSpec {

@@ -32,7 +32,7 @@ pub fn looks<F: Family, E: Env<F>>(env: &E, addr: &F::Addr) -> Looks {
     }
 }
 
-/// Whether packets from outside may leave the node for the address.
+/// Whether clients from outside may have been led to the address.
 #[inline(always)]
 pub fn is_like_snat<F: Family, E: Env<F>>(env: &E, addr: &F::Addr) -> bool {
     let place = Place::of::<F>(addr);

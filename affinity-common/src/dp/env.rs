@@ -58,7 +58,7 @@ pub trait Env<F: Family> {
     fn direct_filter(&self, word: u32) -> FilterWord;
     /// Sets a bit of that filter.
     fn mark_direct(&self, place: Place);
-    /// A word of the filter of backends elsewhere that packets from outside leave the node for.
+    /// A word of the filter of backends that clients from outside were led to.
     fn snat_filter(&self, word: u32) -> FilterWord;
     /// Sets a bit of that filter.
     fn mark_snat(&self, place: Place);

@@ -117,7 +117,7 @@ fn to_service<F: Family, E: Env<F>, P: Packet>(
         }
     }
     choice.reason = step::any_reason(packet, choice.reason);
-    headers.from_outside = tc::is_from_outside(env, packet);
+    headers.from_outside = tc::is_on_uplink(env, packet);
     conntrack::open_full(env, work, known, frontend, &choice, headers, now)?;
     tc::chosen(env, frontend, headers, &choice, now);
     Ok(choice.reason)

@@ -68,9 +68,9 @@ pub fn without_frontend<F: Family, E: Env<F>, P: Packet>(
     Step::Ends(Reason::NotService)
 }
 
-/// Whether a packet has come in by one of the node's uplinks.
+/// Whether a packet has come in by one of the node's uplinks or, at egress, leaves by one.
 #[inline(always)]
-pub fn is_from_outside<F: Family, E: Env<F>, P: Packet>(env: &E, packet: &P) -> bool {
+pub fn is_on_uplink<F: Family, E: Env<F>, P: Packet>(env: &E, packet: &P) -> bool {
     env.uplink(packet.ifindex()).is_some()
 }
 
@@ -82,7 +82,7 @@ pub fn for_origin<F: Family, E: Env<F>, P: Packet>(
     key: &FrontendKey<F>,
     frontend: Frontend,
 ) -> Frontend {
-    if !frontend.parts_outsiders() || !is_from_outside(env, packet) {
+    if !frontend.parts_outsiders() || !is_on_uplink(env, packet) {
         return frontend;
     }
     // Both are written one after the other: where one is missing, it will be there in a moment.
@@ -190,7 +190,7 @@ pub fn reply<F: Rewrite, E: Env<F>, P: Packet, const FULL: bool>(
 /// A packet to whoever it is for that is no reply: perhaps from outside, to a backend elsewhere.
 #[inline(always)]
 fn no_reply<F: Family, E: Env<F>, P: Packet, const FULL: bool>(env: &E, packet: &mut P, headers: &Headers<F>) -> Step {
-    if !FULL && address::is_like_snat(env, &headers.dst) {
+    if !FULL && address::is_like_snat(env, &headers.dst) && is_on_uplink(env, packet) {
         return step::hand_over(packet, Stage::Snat);
     }
     Step::Ends(Reason::NotReply)
@@ -241,7 +241,7 @@ fn backend<F: Family, E: Env<F>, P: Packet>(
         Err(reason) => return Err(reason.into()),
     };
     choice.reason = step::any_reason(packet, choice.reason);
-    headers.from_outside = is_from_outside(env, packet);
+    headers.from_outside = is_on_uplink(env, packet);
     // The client itself, or ports that are taken: its own end is to be translated too.
     let opened = if choice.backend.addr == headers.src {
         Err(Reason::Collision)
@@ -270,7 +270,7 @@ pub fn chosen<F: Family, E: Env<F>>(
     choice: &Choice<F>,
     now: Nanos,
 ) {
-    if headers.from_outside && !choice.backend.is_on_node() {
+    if headers.from_outside {
         env.mark_snat(Place::of::<F>(&choice.backend.addr));
     }
     env.count_connection(&BackendKey { service: frontend.service, backend: choice.id });

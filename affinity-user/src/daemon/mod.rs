@@ -209,7 +209,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
                 }
                 state.program();
             }
-            Some(()) = changes.recv() => state.touch(),
+            Some(()) = changes.recv() => state.links_changed(),
             () = sleep_until(next.into()) => state.wake(),
             _ = audit.tick() => state.audit(),
             _ = status.tick() => state.touch(),

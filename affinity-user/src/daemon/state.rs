@@ -294,6 +294,14 @@ impl State {
         }
     }
 
+    /// The node's interfaces, or their addresses, have changed.
+    pub(super) fn links_changed(&mut self) {
+        let addresses = self.threads.attacher.attached().addresses;
+        self.model.set_node_addresses(addresses.iter().map(|address| address.addr).collect());
+        self.program();
+        self.touch();
+    }
+
     /// The status file is to be written soon.
     pub(super) fn touch(&mut self) {
         self.write_at.get_or_insert_with(|| Instant::now() + STATUS_LAG);
