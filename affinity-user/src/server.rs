@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::health::{Pulse, readiness};
+use crate::health::{GOING, Pulse, is_going, readiness};
 use crate::metrics::{Metrics, exposition::Format};
 
 /// How many connections are served at a time.
@@ -104,8 +104,7 @@ impl Listeners {
     ///
     /// # Errors
     /// Where there is no further thread.
-    pub fn serve(self, metrics: Arc<Metrics>, pulse: Pulse) -> io::Result<Server> {
-        let pulse = Arc::new(pulse);
+    pub fn serve(self, metrics: Arc<Metrics>, pulse: Arc<Pulse>) -> io::Result<Server> {
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("http".to_owned()).spawn(move || {
@@ -150,7 +149,17 @@ struct App {
     with_metrics: bool,
 }
 
-async fn serve(listener: tokio::net::TcpListener, app: App) {
+/// Something that answers requests.
+pub(crate) trait Answers: Clone + Send + Sync + 'static {
+    /// The answer to a request.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send;
+}
+
+/// Serves what comes, so many at a time, for ever.
+pub(crate) async fn serve(listener: tokio::net::TcpListener, app: impl Answers) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
@@ -179,13 +188,17 @@ async fn serve(listener: tokio::net::TcpListener, app: App) {
     }
 }
 
-impl App {
+impl Answers for App {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD are answered\n".to_owned()));
         }
         Ok(match request.uri().path() {
-            "/healthz" | "/livez" => match self.pulse.check().await {
+            // Load balancers ask the one, by which they leave a node that is about to go, and kubelets the other.
+            path @ ("/healthz" | "/livez") => match self.pulse.check().await {
+                Ok(()) if path == "/healthz" && is_going(self.metrics.published().as_deref()) => {
+                    text(StatusCode::SERVICE_UNAVAILABLE, GOING.to_owned())
+                }
                 Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
                 Err(stuck) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n")),
             },
@@ -203,7 +216,9 @@ impl App {
             }
         })
     }
+}
 
+impl App {
     async fn exposition(&self, format: Format) -> Response<Full<Bytes>> {
         let metrics = self.metrics.clone();
         // Maps of a million entries take their time: others are answered meanwhile.
