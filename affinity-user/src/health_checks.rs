@@ -260,19 +260,21 @@ mod tests {
         TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port()
     }
 
-    /// Status line, headers and body; asks again until somebody listens.
+    /// Status line, headers and body; asks again until somebody answers.
     fn get(address: &str, port: u16) -> String {
         let address: SocketAddr = format!("{address}:{port}").parse().expect("an address");
+        let ask = || -> io::Result<String> {
+            let mut stream = TcpStream::connect(address)?;
+            stream.write_all(b"GET /anything HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
         let until = Instant::now() + Duration::from_secs(20);
         loop {
-            match TcpStream::connect(address) {
-                Ok(mut stream) => {
-                    let request = b"GET /anything HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-                    stream.write_all(request).expect("a server");
-                    let mut text = String::new();
-                    stream.read_to_string(&mut text).expect("an answer");
-                    return text;
-                }
+            match ask() {
+                Ok(text) => return text,
+                // Nobody listens yet, or who did has just ended.
                 Err(error) => assert!(Instant::now() < until, "{error}"),
             }
             thread::sleep(Duration::from_millis(10));

@@ -240,3 +240,54 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::metrics::{IgnoredTriggers, Published};
+    use crate::reconcile::Counts;
+    use crate::status::{NodeStatus, SourceStatus, StatusFile};
+    use crate::tables::memory::MemoryTables;
+
+    /// The status code of an answer.
+    fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).expect("a server");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("a server");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        text.split(' ').nth(1).expect("a status line").to_owned()
+    }
+
+    #[test]
+    fn load_balancers_leave_a_node_that_goes_and_kubelets_do_not_restart_the_daemon() {
+        let metrics = Arc::new(Metrics::new(MemoryTables::default().tables()));
+        let publish = |going| {
+            let mut status = StatusFile::new(SourceStatus::new("directory", "/somewhere")).expect("proc");
+            status.node = Some(NodeStatus { name: "here".to_owned(), known: true, zone: None, going });
+            metrics.publish(Published {
+                status,
+                seen_interfaces: true,
+                counts: Counts::default(),
+                sources: BTreeMap::new(),
+                ignored: IgnoredTriggers::default(),
+            });
+        };
+        let addresses = Addresses { metrics: None, health: Some(([127, 0, 0, 1], 0).into()) };
+        let listeners = Listeners::bind(&addresses).expect("a port");
+        let address = listeners.addresses().next().expect("an address");
+        // A task that is busy is alive for a while.
+        let (pulse, pings) = Pulse::new();
+        let server = listeners.serve(metrics.clone(), Arc::new(pulse)).expect("a thread");
+        assert_eq!((get(address, "/healthz"), get(address, "/livez")), ("200".to_owned(), "200".to_owned()));
+        publish(true);
+        assert_eq!((get(address, "/healthz"), get(address, "/livez")), ("503".to_owned(), "200".to_owned()));
+        publish(false);
+        assert_eq!((get(address, "/healthz"), get(address, "/livez")), ("200".to_owned(), "200".to_owned()));
+        drop(server);
+        drop(pings);
+    }
+}
