@@ -77,6 +77,14 @@ impl Pulse {
     }
 }
 
+/// What is said where [`is_going`].
+pub const GOING: &str = "the node is being deleted, or marked by the cluster's autoscaler: it takes no new clients\n";
+
+/// Whether the node is about to go, so that load balancers are to send it no new clients (KEP-3836).
+pub fn is_going(published: Option<&Published>) -> bool {
+    published.and_then(|published| published.status.node.as_ref()).is_some_and(|node| node.going)
+}
+
 /// Whether the daemon is ready (every source heard out and programmed, and the programs attached), and in words what is
 /// missing: a line a condition, as Kubernetes' own components have them.
 ///
@@ -109,7 +117,7 @@ mod tests {
     use super::*;
     use crate::metrics::IgnoredTriggers;
     use crate::reconcile::Counts;
-    use crate::status::{ProblemStatus, SourceStatus, StatusFile};
+    use crate::status::{NodeStatus, ProblemStatus, SourceStatus, StatusFile};
 
     #[tokio::test]
     async fn a_task_is_alive_while_it_answers_in_time() {
@@ -153,6 +161,13 @@ mod tests {
         published.status.problems.push(problem);
         let (ready, text) = readiness(Some(&published));
         assert!(ready && text.ends_with("[+]attached\nnote: default/web/TCP: frontends_v4 is full\n"), "{text}");
+        assert!(!is_going(None) && !is_going(Some(&published)));
+        for going in [false, true] {
+            let node = NodeStatus { name: "a".to_owned(), known: true, zone: None, going };
+            published.status.node = Some(node);
+            assert_eq!(is_going(Some(&published)), going);
+            assert!(readiness(Some(&published)).0, "who is there is served on");
+        }
         published.seen_interfaces = false;
         assert!(!readiness(Some(&published)).0);
     }

@@ -13,6 +13,7 @@ pub mod collector;
 pub mod daemon;
 pub mod flush;
 pub mod health;
+pub mod health_checks;
 pub mod loader;
 pub mod metrics;
 pub mod model;

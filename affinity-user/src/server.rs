@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::health::{Pulse, readiness};
+use crate::health::{GOING, Pulse, is_going, readiness};
 use crate::metrics::{Metrics, exposition::Format};
 
 /// How many connections are served at a time.
@@ -104,8 +104,7 @@ impl Listeners {
     ///
     /// # Errors
     /// Where there is no further thread.
-    pub fn serve(self, metrics: Arc<Metrics>, pulse: Pulse) -> io::Result<Server> {
-        let pulse = Arc::new(pulse);
+    pub fn serve(self, metrics: Arc<Metrics>, pulse: Arc<Pulse>) -> io::Result<Server> {
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("http".to_owned()).spawn(move || {
@@ -150,7 +149,17 @@ struct App {
     with_metrics: bool,
 }
 
-async fn serve(listener: tokio::net::TcpListener, app: App) {
+/// Something that answers requests.
+pub(crate) trait Answers: Clone + Send + Sync + 'static {
+    /// The answer to a request.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send;
+}
+
+/// Serves what comes, so many at a time, for ever.
+pub(crate) async fn serve(listener: tokio::net::TcpListener, app: impl Answers) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
@@ -179,13 +188,17 @@ async fn serve(listener: tokio::net::TcpListener, app: App) {
     }
 }
 
-impl App {
+impl Answers for App {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD are answered\n".to_owned()));
         }
         Ok(match request.uri().path() {
-            "/healthz" | "/livez" => match self.pulse.check().await {
+            // Load balancers ask the one, by which they leave a node that is about to go, and kubelets the other.
+            path @ ("/healthz" | "/livez") => match self.pulse.check().await {
+                Ok(()) if path == "/healthz" && is_going(self.metrics.published().as_deref()) => {
+                    text(StatusCode::SERVICE_UNAVAILABLE, GOING.to_owned())
+                }
                 Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
                 Err(stuck) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n")),
             },
@@ -203,7 +216,9 @@ impl App {
             }
         })
     }
+}
 
+impl App {
     async fn exposition(&self, format: Format) -> Response<Full<Bytes>> {
         let metrics = self.metrics.clone();
         // Maps of a million entries take their time: others are answered meanwhile.
@@ -224,4 +239,55 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::metrics::{IgnoredTriggers, Published};
+    use crate::reconcile::Counts;
+    use crate::status::{NodeStatus, SourceStatus, StatusFile};
+    use crate::tables::memory::MemoryTables;
+
+    /// The status code of an answer.
+    fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).expect("a server");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("a server");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        text.split(' ').nth(1).expect("a status line").to_owned()
+    }
+
+    #[test]
+    fn load_balancers_leave_a_node_that_goes_and_kubelets_do_not_restart_the_daemon() {
+        let metrics = Arc::new(Metrics::new(MemoryTables::default().tables()));
+        let publish = |going| {
+            let mut status = StatusFile::new(SourceStatus::new("directory", "/somewhere")).expect("proc");
+            status.node = Some(NodeStatus { name: "here".to_owned(), known: true, zone: None, going });
+            metrics.publish(Published {
+                status,
+                seen_interfaces: true,
+                counts: Counts::default(),
+                sources: BTreeMap::new(),
+                ignored: IgnoredTriggers::default(),
+            });
+        };
+        let addresses = Addresses { metrics: None, health: Some(([127, 0, 0, 1], 0).into()) };
+        let listeners = Listeners::bind(&addresses).expect("a port");
+        let address = listeners.addresses().next().expect("an address");
+        // A task that is busy is alive for a while.
+        let (pulse, pings) = Pulse::new();
+        let server = listeners.serve(metrics.clone(), Arc::new(pulse)).expect("a thread");
+        assert_eq!((get(address, "/healthz"), get(address, "/livez")), ("200".to_owned(), "200".to_owned()));
+        publish(true);
+        assert_eq!((get(address, "/healthz"), get(address, "/livez")), ("503".to_owned(), "200".to_owned()));
+        publish(false);
+        assert_eq!((get(address, "/healthz"), get(address, "/livez")), ("200".to_owned(), "200".to_owned()));
+        drop(server);
+        drop(pings);
+    }
 }

@@ -363,11 +363,13 @@ pub(super) fn status(common: &Common) -> Result<()> {
 
 /// Its name and zone, or what it means that it has none.
 pub(super) fn describe_node(node: &NodeStatus) -> String {
-    match (&node.zone, node.known) {
+    let going = if node.going { "; about to go: load balancers are told to send it no new clients" } else { "" };
+    let place = match (&node.zone, node.known) {
         (Some(zone), _) => format!("{}, zone {zone}", node.name),
         (None, true) => format!("{}, in no zone: hints for zones are not followed", node.name),
         (None, false) => format!("{}, of which no Node is known: hints for zones are not followed", node.name),
-    }
+    };
+    format!("{place}{going}")
 }
 
 /// What is attached where, and how sockets are looked after.

@@ -21,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::collector::Collector;
 use crate::health::Pulse;
+use crate::health_checks::HealthChecks;
 use crate::loader::interfaces::{Follower, Patterns};
 use crate::loader::{self, Datapath, LoadError, cgroup};
 use crate::metrics::Metrics;
@@ -168,7 +169,16 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let collector = Collector::start(bpf::open_pinned(&options.loader.pin_dir)?)?;
     let metrics = Arc::new(Metrics::new(bpf::open_pinned(&options.loader.pin_dir)?));
     let cgroup = datapath.cgroup().cloned();
+    let (pulse, mut pings) = Pulse::new();
+    let pulse = Arc::new(pulse);
     let (changed, mut changes) = mpsc::channel(1);
+    let health_checks = {
+        let changed = changed.clone();
+        HealthChecks::start(pulse.clone(), move || {
+            // One that waits to be heard says it too.
+            let _ = changed.try_send(());
+        })?
+    };
     let attacher = {
         let (clients, uplinks) = (Patterns::new(&options.interfaces), Patterns::of_uplinks(&options.uplinks));
         let (follower, keeper) = (Follower::new(clients, uplinks), keeper.clone());
@@ -185,10 +195,9 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         Source::Kubernetes(source) => Some(kubernetes::events::start(source, &options.node_name)),
         Source::Directory(_) => None,
     };
-    let threads = Threads { attacher, keeper, collector, reporter };
+    let threads = Threads { attacher, keeper, collector, health_checks, reporter };
     let mut state = State::new(&options, reconciler, threads, cgroup, metrics.clone())?;
     state.write_status()?;
-    let (pulse, mut pings) = Pulse::new();
     for address in listeners.addresses() {
         tracing::info!(%address, "answers about metrics and health");
     }

@@ -11,10 +11,11 @@ use tokio::sync::mpsc;
 use super::attacher::Attacher;
 use super::{Options, STATUS_LAG, SWEEP, Source};
 use crate::collector::Collector;
+use crate::health_checks::HealthChecks;
 use crate::loader::cgroup::CgroupAttachment;
 use crate::metrics::{IgnoredTriggers, Metrics, Published, SourceCounts};
 use crate::model::{Kind, Model, ServiceName};
-use crate::plan::plan;
+use crate::plan::{HealthCheck, plan};
 use crate::reconcile::{Change, Fill, Reconciler, Report, Subject};
 use crate::sockets::keeper::Keeper;
 use crate::sockets::pods::PodSetting;
@@ -27,6 +28,7 @@ pub(super) struct Threads {
     pub attacher: Attacher,
     pub keeper: Option<Arc<Keeper>>,
     pub collector: Collector,
+    pub health_checks: HealthChecks,
     /// Where events about objects are made, if that is possible.
     pub reporter: Option<mpsc::Sender<EventReport>>,
 }
@@ -39,6 +41,8 @@ pub(super) struct State {
     cgroup: Option<CgroupAttachment>,
     /// How many entries the reconciler had taken out when the keeper last heard of it.
     removed: u64,
+    /// What load balancers are told.
+    health: BTreeMap<ServiceName, HealthCheck>,
     stale: BTreeMap<Kind, (Timestamp, String)>,
     /// What the sources have told.
     sources: BTreeMap<Kind, SourceCounts>,
@@ -88,6 +92,7 @@ impl State {
             threads,
             cgroup,
             removed: 0,
+            health: BTreeMap::new(),
             stale: BTreeMap::new(),
             sources: Kind::ALL.map(|kind| (kind, SourceCounts::default())).into(),
             received: None,
@@ -217,10 +222,14 @@ impl State {
             self.tell_pods();
         }
         let judged = !changes.rejected.is_empty() || !changes.accepted.is_empty();
-        let model = &self.model;
-        let changes = changes.dirty.into_iter().map(|name| match model.service(&name) {
-            Some(view) => Change::Apply(plan(&view)),
-            None => Change::Delete(name),
+        let (model, health) = (&self.model, &mut self.health);
+        let changes = changes.dirty.into_iter().map(|name| {
+            let plan = model.service(&name).map(|view| plan(&view));
+            match plan.as_ref().and_then(|plan| plan.health) {
+                Some(check) => health.insert(name.clone(), check),
+                None => health.remove(&name),
+            };
+            plan.map_or(Change::Delete(name), Change::Apply)
         });
         if syncs {
             self.reconciler.withhold(|name| model.is_withheld(name));
@@ -239,6 +248,8 @@ impl State {
                 self.tell(&report);
             }
         }
+        // After what they tell of is programmed.
+        self.threads.health_checks.set(&self.health);
         if let Some(received) = self.received.take()
             && self.reconciler.counts().writes() != before
         {
@@ -346,7 +357,7 @@ impl State {
 
     pub(super) fn write_status(&mut self) -> Result<(), StatusError> {
         self.write_at = None;
-        let Threads { attacher, keeper, collector, reporter: _ } = &self.threads;
+        let Threads { attacher, keeper, collector, health_checks, reporter: _ } = &self.threads;
         let attached = attacher.attached();
         let status = &mut self.status;
         status.synced = self.reconciler.is_synced();
@@ -362,7 +373,7 @@ impl State {
             .reconciler
             .problems()
             .map(|problem| ProblemStatus { object: problem.subject.to_string(), message: problem.error.to_string() });
-        status.problems = unprogrammed.chain(attached.problems).collect();
+        status.problems = unprogrammed.chain(attached.problems).chain(health_checks.problems()).collect();
         status.attachments = attached.attachments;
         status.attaching = attached.attaching;
         status.cgroup.clone_from(&self.cgroup);

@@ -147,7 +147,7 @@ fn pack_frontend<F: Family>(packing: &mut Packing, frontend: &FrontendPlan<F>) {
         (*has_ranges, HAS_RANGES),
         (*port_alone, PORT_ALONE),
     ]);
-    packing.bytes(&[proto.number, flags | number_of(*kind) * KIND]);
+    packing.bytes(&[proto.number, flags | (number_of(*kind) * KIND)]);
 }
 
 const fn number_of(kind: FrontendKind) -> u8 {
@@ -215,7 +215,7 @@ fn unpack_frontend<F: Family>(unpacking: &mut Unpacking<'_>) -> FrontendPlan<F> 
         port: Port { be },
         proto: Proto { number },
         origin: if has(OUTSIDERS) { Origin::Outsiders } else { Origin::Anybody },
-        kind: kind_of(flags / KIND & 3),
+        kind: kind_of((flags / KIND) & 3),
         scope: if has(LOCAL) { Scope::Local } else { Scope::Cluster },
         parts_outsiders: has(PARTS),
         has_ranges: has(HAS_RANGES),

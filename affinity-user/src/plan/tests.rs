@@ -271,7 +271,7 @@ fn each_traffic_policy_is_of_its_own_addresses() {
             BOTH,
         ),
     ] {
-        let lines: String = frontends.lines().map(|line| format!("  frontend {}\n", line.trim())).collect();
+        let lines = frontends.lines().map(|line| format!("  frontend {}\n", line.trim())).collect::<Vec<_>>().concat();
         assert_eq!(reached_in_all_ways(more), format!("{HEAD}{lines}{backends}"), "{more}");
     }
 }
@@ -312,6 +312,8 @@ fn without_local_endpoints_outsiders_find_others_and_the_cluster_all() {
 
 #[test]
 fn health_checks_count_ready_endpoints_here() {
+    const HERE: &str = ", nodeName: here";
+    const DRAINING: &str = ", nodeName: here, conditions: {ready: false, serving: true, terminating: true}";
     let health = |plan: &str| plan.lines().find(|line| line.starts_with("health")).map(str::to_owned);
     let more = "\n  healthCheckNodePort: 32000";
     assert_eq!(health(&reached_in_all_ways(more)), None, "by the policy Cluster, load balancers need not ask");
@@ -330,8 +332,6 @@ fn health_checks_count_ready_endpoints_here() {
         let plans: Vec<_> = model.services().map(|view| plan(&view)).collect();
         plans[0].health.map(|health| health.local_endpoints)
     };
-    const HERE: &str = ", nodeName: here";
-    const DRAINING: &str = ", nodeName: here, conditions: {ready: false, serving: true, terminating: true}";
     assert_eq!(count(&[]), Some(0));
     assert_eq!(count(&[("10.1.0.1", HERE), ("10.1.0.2", ""), ("10.1.0.3", DRAINING), ("10.1.0.4", HERE)]), Some(2));
     assert_eq!(count(&[("10.1.0.1", HERE), ("fd00::1", HERE), ("fd00::2", HERE)]), Some(2), "not three pods");

@@ -100,7 +100,7 @@ impl<F: Family> Ranges<F> {
 
     /// Reads the map anew.
     pub fn refresh(&mut self, table: &RangeTable<F>, differences: &mut Differences) -> Result<(), TableError> {
-        let found: BTreeMap<_, _> = table.keys()?.into_iter().map(|key| (key, ())).collect();
+        let found = table.keys()?.into_iter().map(|key| (key, ())).collect();
         let written = self.held.values().flatten().map(|key| (*key, ())).collect();
         differences.note(table.name(), &written, &found);
         self.count = found.len();

@@ -16,6 +16,9 @@ pub struct NodeStatus {
     pub known: bool,
     /// Its zone, where it has one.
     pub zone: Option<String>,
+    /// Whether it is about to go, by its Node: `/healthz` says so to load balancers.
+    #[serde(default)]
+    pub going: bool,
 }
 
 impl NodeStatus {
@@ -26,6 +29,7 @@ impl NodeStatus {
             name: model.node_name().to_owned(),
             known: node.is_some(),
             zone: node.and_then(|node| node.zone.as_deref()).map(str::to_owned),
+            going: node.is_some_and(|node| node.is_going),
         }
     }
 }

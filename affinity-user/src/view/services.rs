@@ -115,3 +115,86 @@ pub fn services(snapshot: &Snapshot) -> Vec<ServiceRow> {
     rows.sort_by(|a, b| (&a.service, &a.port_name, a.id).cmp(&(&b.service, &b.port_name, b.id)));
     rows
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::{
+        model::Model,
+        plan::plan,
+        reconcile::{Change, Reconciler},
+        sources::list_of,
+        tables::memory::MemoryTables,
+    };
+
+    const OBJECTS: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: here}
+status: {addresses: [{type: InternalIP, address: 192.168.0.5}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  externalIPs: [198.51.100.1]
+  externalTrafficPolicy: Local
+  loadBalancerSourceRanges: [10.0.0.0/8, 172.16.0.0/12]
+  ports: [{port: 80, nodePort: 30080}]
+status: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: app}
+spec: {clusterIP: 10.96.0.2, internalTrafficPolicy: Local, ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+addressType: IPv4
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.1.0.1], nodeName: here}, {addresses: [10.1.0.2], nodeName: there}]
+";
+
+    #[test]
+    fn each_frontend_is_shown_once_with_its_kind_policy_and_ranges() {
+        let mut model = Model::new("here");
+        for event in list_of(OBJECTS) {
+            event.enter(&mut model);
+        }
+        let memory = MemoryTables::default();
+        let mut reconciler = Reconciler::open(memory.tables(), Box::new(Instant::now)).expect("tables");
+        reconciler.sync(model.services().map(|view| Change::Apply(plan(&view))).collect::<Vec<_>>());
+        let snapshot = Snapshot::of(&memory.tables()).expect("tables");
+
+        let rows = services(&snapshot);
+        let [app, web] = &rows[..] else { panic!("{rows:?}") };
+        assert_eq!((app.internal_traffic_policy, web.internal_traffic_policy), ("Local", "Cluster"));
+        assert_eq!((web.backends, web.eligible), (2, 2));
+        let lines: Vec<_> = web
+            .frontend_details
+            .iter()
+            .map(|it| {
+                let ranges = it.source_ranges.as_ref().map_or("all".to_owned(), |ranges| ranges.join(","));
+                format!("{} {} {} {ranges}", it.frontend, it.kind, it.traffic_policy)
+            })
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "10.96.0.1:80/TCP ClusterIP Cluster all",
+                "192.168.0.5:30080/TCP NodePort Local all",
+                "198.51.100.1:80/TCP ExternalIP Local all",
+                "203.0.113.1:80/TCP LoadBalancer Local 10.0.0.0/8,172.16.0.0/12",
+            ]
+        );
+        assert!(web.frontends.iter().eq(web.frontend_details.iter().map(|it| &it.frontend)));
+        // Shares are those among the cluster's clients.
+        let shares: Vec<_> = crate::view::backends(&snapshot).iter().map(|row| row.share).collect();
+        assert_eq!(shares, [0.5, 0.5]);
+    }
+}

@@ -325,9 +325,16 @@ impl Snapshot {
     /// # Errors
     /// Where there are none, or none of ours, or one can't be read.
     pub fn read(pin_dir: &Path) -> Result<Self, SnapshotError> {
-        let tables = open(pin_dir)?;
-        let names = read_names(&tables)?;
-        let frontends = read_frontends(&tables)?;
+        Ok(Self::of(&open(pin_dir)?)?)
+    }
+
+    /// Reads maps.
+    ///
+    /// # Errors
+    /// Where one can't be read.
+    pub fn of(tables: &Tables) -> Result<Self, TableError> {
+        let names = read_names(tables)?;
+        let frontends = read_frontends(tables)?;
         let mut slots = BTreeMap::new();
         for FrontendAt { value, .. } in &frontends {
             let run: Vec<u32> = (value.first_slot..value.first_slot.saturating_add(value.slot_count)).collect();
@@ -352,7 +359,7 @@ impl Snapshot {
         ]);
         Ok(Self {
             counters: tables.shared.counters.entries()?.into_iter().collect(),
-            clients: read_clients(&tables)?,
+            clients: read_clients(tables)?,
             now,
             names,
             frontends,

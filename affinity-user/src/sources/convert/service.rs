@@ -37,13 +37,11 @@ pub fn service(name: &ServiceName, object: &core::Service) -> Option<Checked<Ser
     let cluster_ips = cluster_ips(spec, &mut faults);
     let ports = service_ports(spec, kind, &mut faults);
     let Some(session_affinity) = session_affinity(spec, &mut faults) else { return Some(faults.reject(name)) };
-    let policy = spec.internal_traffic_policy.as_deref();
-    let Some(internal_policy) = policy_of("spec.internalTrafficPolicy", policy, &mut faults) else {
-        return Some(faults.reject(name));
-    };
-    let Some(external) = external::external(object, kind, &ports, &mut faults) else {
-        return Some(faults.reject(name));
-    };
+    let (internal, external) = (spec.internal_traffic_policy.as_deref(), spec.external_traffic_policy.as_deref());
+    let internal = policy_of("spec.internalTrafficPolicy", internal, &mut faults);
+    let external = policy_of("spec.externalTrafficPolicy", external, &mut faults);
+    let (Some(internal_policy), Some(policy)) = (internal, external) else { return Some(faults.reject(name)) };
+    let external = external::external(object, kind, policy, &ports, &mut faults);
     let affinity_scope = affinity_scope(&object.metadata, &mut faults);
     if cluster_ips.is_empty() || ports.is_empty() && faults.invalid {
         return Some(faults.reject(name));

@@ -92,42 +92,6 @@ fn services() {
             format!("{ONE}, externalTrafficPolicy: Here"),
             "rejected | spec.externalTrafficPolicy: \"Here\" is no traffic policy: Cluster or Local",
         ),
-        // From outside: what makes no sense is left out, and the rest goes on.
-        (
-            "",
-            format!("{ONE}, type: Balancer"),
-            "good | spec.type: \"Balancer\" is no type of a service: ClusterIP, NodePort, LoadBalancer or ExternalName",
-        ),
-        (
-            "",
-            format!("{ONE}, externalIPs: [0.0.0.0, x, 127.0.0.1, 224.0.0.1, 192.168.0.1]"),
-            "good | spec.externalIPs[0]: 0.0.0.0 can't be the address of a service or an endpoint \
-             | spec.externalIPs[1]: \"x\" is no IP address \
-             | spec.externalIPs[2]: 127.0.0.1 can't be the address of a service or an endpoint \
-             | spec.externalIPs[3]: 224.0.0.1 can't be the address of a service or an endpoint",
-        ),
-        (
-            "",
-            format!("{ONE}, loadBalancerSourceRanges: [' 10.0.0.0/8 ', 10.0.0.1, 10.0.0.0/33]"),
-            "good | spec.loadBalancerSourceRanges[1]: \"10.0.0.1\" is no range of addresses, such as 192.168.0.0/16: \
-             nobody is let in by it \
-             | spec.loadBalancerSourceRanges[2]: \"10.0.0.0/33\" is no range of addresses, such as 192.168.0.0/16: \
-             nobody is let in by it",
-        ),
-        (
-            "",
-            format!("{ONE}, type: LoadBalancer, healthCheckNodePort: 65536"),
-            "good | spec.healthCheckNodePort: 65536 is no port: 1..=65535",
-        ),
-        (
-            "",
-            "type: NodePort, clusterIP: 10.0.0.1, ports: [{name: a, port: 80, nodePort: 30080}, \
-             {name: b, port: 81, nodePort: 30080}, {name: c, port: 82, nodePort: -1}, {name: d, port: 83, nodePort: 0}, \
-             {name: a, port: 80, nodePort: 30080, protocol: UDP}]"
-                .to_owned(),
-            "good | spec.ports[1].nodePort: 30080/TCP is another port of the service: remove one \
-             | spec.ports[2].nodePort: -1 is no port: 1..=65535",
-        ),
         // Ports.
         ("", "clusterIP: 10.0.0.1".to_owned(), "rejected | spec.ports: is missing"),
         ("", two("{name: b, port: 0}"), "makeshift | spec.ports[1].port: 0 is no port: 1..=65535"),
@@ -154,16 +118,62 @@ fn services() {
             "makeshift | spec.ports[1].name: \"a\" is the name of another TCP port of the service: give each its own",
         ),
     ] {
-        let yaml = format!(
-            "{{apiVersion: v1, kind: Service, metadata: {{name: web, namespace: shop{metadata}}}, spec: {{{spec}}}}}"
-        );
-        assert_eq!(outcome(&yaml), expected, "{yaml}");
+        assert_service(metadata, &spec, expected);
+    }
+}
+
+#[track_caller]
+fn assert_service(metadata: &str, spec: &str, expected: &str) {
+    let yaml = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: web, namespace: shop{metadata}}}, spec: {{{spec}}}}}"
+    );
+    assert_eq!(outcome(&yaml), expected, "{yaml}");
+}
+
+/// Of how it is reached from outside, what makes no sense is left out, and the rest goes on.
+#[test]
+fn faults_of_the_outside() {
+    const ONE: &str = "clusterIPs: [10.0.0.1], ports: [{port: 80}]";
+    for (spec, expected) in [
+        (
+            format!("{ONE}, type: Balancer"),
+            "good | spec.type: \"Balancer\" is no type of a service: ClusterIP, NodePort, LoadBalancer or ExternalName",
+        ),
+        (
+            format!("{ONE}, externalIPs: [0.0.0.0, x, 127.0.0.1, 224.0.0.1, 192.168.0.1]"),
+            "good | spec.externalIPs[0]: 0.0.0.0 can't be the address of a service or an endpoint \
+             | spec.externalIPs[1]: \"x\" is no IP address \
+             | spec.externalIPs[2]: 127.0.0.1 can't be the address of a service or an endpoint \
+             | spec.externalIPs[3]: 224.0.0.1 can't be the address of a service or an endpoint",
+        ),
+        (
+            format!("{ONE}, loadBalancerSourceRanges: [' 10.0.0.0/8 ', 10.0.0.1, 10.0.0.0/33]"),
+            "good | spec.loadBalancerSourceRanges[1]: \"10.0.0.1\" is no range of addresses, such as 192.168.0.0/16: \
+             nobody is let in by it \
+             | spec.loadBalancerSourceRanges[2]: \"10.0.0.0/33\" is no range of addresses, such as 192.168.0.0/16: \
+             nobody is let in by it",
+        ),
+        (
+            format!("{ONE}, type: LoadBalancer, healthCheckNodePort: 65536"),
+            "good | spec.healthCheckNodePort: 65536 is no port: 1..=65535",
+        ),
+        (
+            "type: NodePort, clusterIP: 10.0.0.1, ports: [{name: a, port: 80, nodePort: 30080}, \
+             {name: b, port: 81, nodePort: 30080}, {name: c, port: 82, nodePort: -1}, {name: d, port: 83, nodePort: 0}, \
+             {name: a, port: 80, nodePort: 30080, protocol: UDP}]"
+                .to_owned(),
+            "good | spec.ports[1].nodePort: 30080/TCP is another port of the service: remove one \
+             | spec.ports[2].nodePort: -1 is no port: 1..=65535",
+        ),
+    ] {
+        assert_service("", &spec, expected);
     }
 }
 
 /// How a service is reached from outside, by its spec and status.
 #[test]
 fn what_is_said_of_the_outside() {
+    const PORT: &str = "ports: [{port: 80, nodePort: 30080}]";
     let external = |spec: &str, status: &str| {
         let yaml = format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{clusterIP: 10.0.0.1, {spec}}}, \
@@ -175,7 +185,6 @@ fn what_is_said_of_the_outside() {
         let ports: Vec<_> = service.ports.iter().map(|port| port.node_port.map_or(0, Port::get)).collect();
         (ports, service.external.clone().map(|it| *it), problems.len())
     };
-    const PORT: &str = "ports: [{port: 80, nodePort: 30080}]";
     let none = || Some(External::default());
     assert_eq!(external(PORT, "null"), (vec![0], None, 0), "a ClusterIP has no node port");
     assert_eq!(external(&format!("type: NodePort, {PORT}"), "null"), (vec![30080], none(), 0));

@@ -2,33 +2,34 @@
 
 use std::net::IpAddr;
 
+use affinity_common::types::Port;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Faults, ServiceType, address, policy_of, port};
+use super::{Faults, ServiceType, address, port};
 use crate::{
     model::{External, Fault, ListedAddress, ServicePort, TrafficPolicy},
     sources::convert::range,
 };
 
-/// The inner `None` if it is not; the outer one if there is no knowing what is meant.
+/// `None` if it is not. `policy`: `spec.externalTrafficPolicy`.
 pub(super) fn external(
     object: &core::Service,
     kind: ServiceType,
+    policy: TrafficPolicy,
     ports: &[ServicePort],
     faults: &mut Faults,
-) -> Option<Option<External>> {
+) -> Option<External> {
     let empty = core::ServiceSpec::default();
     let spec = object.spec.as_ref().unwrap_or(&empty);
-    let policy = policy_of("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), faults)?;
     let ips = external_ips(spec, faults);
     let load_balancer_ips = load_balancer_ips(object.status.as_ref(), faults);
     let source_ranges = source_ranges(spec, faults);
-    let is_local = policy == TrafficPolicy::Local;
-    let health_check_port = health_check_port(spec, faults).filter(|_| is_local && kind == ServiceType::LoadBalancer);
+    let is_asked = policy == TrafficPolicy::Local && kind == ServiceType::LoadBalancer;
+    let health_check_port = health_check_port(spec, faults).filter(|_| is_asked);
     let is_reached = !ips.is_empty() || !load_balancer_ips.is_empty() || ports.iter().any(|it| it.node_port.is_some());
     let external = External { ips, load_balancer_ips, policy, source_ranges, health_check_port };
-    Some(Some(external).filter(|_| is_reached || health_check_port.is_some()))
+    Some(external).filter(|_| is_reached || health_check_port.is_some())
 }
 
 fn external_ips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<ListedAddress> {
@@ -88,7 +89,7 @@ fn source_ranges(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<Vec<Ip
     Some(ranges)
 }
 
-fn health_check_port(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<affinity_common::types::Port> {
+fn health_check_port(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<Port> {
     let number = spec.health_check_node_port.filter(|number| *number != 0)?;
     port(number).map_err(|fault| faults.left_out("spec.healthCheckNodePort", fault)).ok()
 }
