@@ -5,14 +5,19 @@
 //! the BPF maps, to that with as few writes as it takes. The [`loader`] makes the maps, loads the programs and attaches
 //! them. The [`daemon`] is these, wired together.
 //!
+//! Addresses for services of type `LoadBalancer` are given by [`ipam`], and [`announce`] says which node answers for them.
+//!
 //! What the maps hold is read by [`view`], and what happens by [`monitor`]; [`cli`] prints both.
 
+pub mod announce;
 pub mod causes;
 pub mod cli;
 pub mod collector;
+pub mod crds;
 pub mod daemon;
 pub mod flush;
 pub mod health;
+pub mod ipam;
 pub mod loader;
 pub mod metrics;
 pub mod model;
@@ -21,6 +26,7 @@ pub mod object;
 mod packed;
 pub mod plan;
 pub mod reconcile;
+pub mod selector;
 pub mod server;
 pub mod sockets;
 pub mod sources;

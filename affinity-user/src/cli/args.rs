@@ -90,6 +90,9 @@ pub(super) enum Verb {
         #[arg(long)]
         pods: bool,
     },
+    /// Print the definitions of the custom resources, as they are installed by `kubectl apply -f`
+    #[command(after_help = "Examples:\n  affinity crds | kubectl apply -f -")]
+    Crds,
     /// Mount the BPF file system where the node has none, so that what is pinned there outlives a pod
     #[command(
         after_help = "`run` does so, too; in a pod that mount would end with it, unless it is made where mounts are \

@@ -36,6 +36,7 @@ pub fn execute(cli: Cli) -> Result<()> {
         Verb::Monitor => show::monitor(&common),
         Verb::Status { pods: true } => pods::show(&common),
         Verb::Status { pods: false } => show::status(&common),
+        Verb::Crds => print::text(&crate::crds::yaml()),
         Verb::Mount => Ok(loader::mount(&common.pin_dir)?),
         Verb::Programs { verifier_log } => show::programs(&common, verifier_log),
         Verb::Cleanup => show::cleanup(&common),
