@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use crate::lease::Timing;
 use crate::loader::{PIN_DIR, Sizes};
 use crate::sources::kubernetes::access::KUBELET_KUBECONFIG;
 use crate::status::STATE_DIR;
@@ -271,6 +272,18 @@ pub(super) struct RunArgs {
     /// Where health alone is: /healthz, /livez, /readyz; or `off`
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256", value_parser = listen)]
     pub health_address: Listen,
+    /// The namespace of the Leases by which the daemons agree who gives load balancer addresses, and who answers for each; by
+    /// default the pod's own
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// How long after its last sign of life another daemon takes over what a daemon held, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = Timing::default().duration.as_secs(),
+          value_parser = clap::value_parser!(u64).range(3..=3600))]
+    pub lease_duration: u64,
+    /// How often it gives one, in seconds: less than half of that
+    #[arg(long, value_name = "SECONDS", default_value_t = Timing::default().renew.as_secs(),
+          value_parser = clap::value_parser!(u64).range(1..=1800))]
+    pub lease_renew_interval: u64,
     /// What is logged: a level, or a filter such as `info,affinity_user::sources=debug`
     #[arg(long, value_name = "FILTER", default_value = "info", env = "AFFINITY_LOG")]
     pub log_level: String,

@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb, node_name, set_lifetime};
 use crate::daemon::{self, Sockets, Source};
+use crate::lease::Timing;
 use crate::loader::attach::AttachMode;
 use crate::loader::{self, Sizes};
 use crate::server::Addresses;
@@ -24,6 +25,17 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
     let mut lifetimes = Lifetimes::default();
     for (state, seconds) in &args.conntrack_timeouts {
         set_lifetime(&mut lifetimes, state, *seconds).map_err(|error| anyhow!(error))?;
+    }
+    let leases = Timing {
+        duration: Duration::from_secs(args.lease_duration),
+        renew: Duration::from_secs(args.lease_renew_interval),
+    };
+    if !leases.is_sound() {
+        return Err(anyhow!(
+            "--lease-renew-interval: {:?} is not less than half of {:?}",
+            leases.renew,
+            leases.duration
+        ));
     }
     let source = match (args.source_dir, args.kubeconfig) {
         (Some(directory), _) => Source::Directory(directory),
@@ -69,6 +81,8 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
         state_dir: common.state_dir.clone(),
         audit_interval: Duration::from_secs(args.audit_interval),
         addresses: Addresses { metrics: args.metrics_address.0, health: args.health_address.0 },
+        lease_namespace: args.lease_namespace,
+        leases,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(daemon::run(options))?)

@@ -6,7 +6,9 @@
 
 pub mod allocate;
 pub mod block;
+pub mod controller;
 pub mod pool;
+pub mod report;
 pub mod request;
 
 /// The `loadBalancerClass` of services that are for this; those without a class are, too.

@@ -1,0 +1,336 @@
+//! Load balancer addresses on a real kube-apiserver: who is given which, and who is not, and why; and the Leases by which nodes
+//! agree who does what.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use affinity_tests::apiserver::{ApiOptions, ApiServer};
+use affinity_tests::wait;
+use affinity_user::announce::resource::L2Announcement;
+use affinity_user::ipam::pool::{LoadBalancerPool, LoadBalancerPoolSpec};
+use affinity_user::ipam::{SERVICE_CONDITION, WANTED_ANNOTATION, controller};
+use affinity_user::lease::{Claim, Election, Timing};
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt as _;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Longer than any backoff, on a machine with much to do.
+const CONVERGES: Duration = Duration::from_secs(60);
+/// Leases that are over soon.
+const SHORT: Timing = Timing { duration: Duration::from_secs(4), renew: SECOND };
+
+/// An API server that has the custom resources.
+struct Site {
+    api: ApiServer,
+}
+
+/// What goes on beside the test; it is cut off when this is dropped.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let site = Self { api: ApiServer::start(ApiOptions::default())? };
+        let api: Api<CustomResourceDefinition> = Api::all(site.api.client());
+        for definition in [LoadBalancerPool::crd(), L2Announcement::crd()] {
+            site.api.block_on(api.create(&PostParams::default(), &definition))?;
+        }
+        wait::until_ok("the custom resources", CONVERGES, || {
+            site.api.block_on(site.pools().list(&ListParams::default()))?;
+            let announcements: Api<L2Announcement> = Api::all(site.api.client());
+            Ok(site.api.block_on(announcements.list(&ListParams::default()))?)
+        })?;
+        Ok(site)
+    }
+
+    fn pools(&self) -> Api<LoadBalancerPool> {
+        Api::all(self.api.client())
+    }
+
+    fn services(&self) -> Api<Service> {
+        Api::namespaced(self.api.client(), "default")
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> Task {
+        Task(self.api.block_on(async { tokio::spawn(work) }))
+    }
+
+    /// One who gives addresses if it holds the Lease.
+    fn controller(&self, node: &'static str) -> (Task, CancellationToken) {
+        let (client, stop) = (self.api.client(), CancellationToken::new());
+        let stopped = stop.clone();
+        (self.spawn(async move { controller::run(client, "default", node, SHORT, &stopped).await }), stop)
+    }
+
+    /// A pool of these blocks, or the one of that name with other ones.
+    fn apply_pool(&self, name: &str, blocks: Value) -> Result<()> {
+        let spec: LoadBalancerPoolSpec = serde_json::from_value(json!({ "blocks": blocks }))?;
+        self.api.block_on(async {
+            let mut pool = LoadBalancerPool::new(name, spec);
+            match self.pools().get_opt(name).await? {
+                None => self.pools().create(&PostParams::default(), &pool).await,
+                Some(present) => {
+                    pool.metadata.resource_version = present.metadata.resource_version;
+                    self.pools().replace(name, &PostParams::default(), &pool).await
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn pool(&self, name: &str) -> Result<LoadBalancerPool> {
+        Ok(self.api.block_on(self.pools().get(name))?)
+    }
+
+    fn create(&self, name: &str, wanted: Option<&str>) -> Result<()> {
+        let annotations: BTreeMap<&str, &str> = wanted.map(|wanted| (WANTED_ANNOTATION, wanted)).into_iter().collect();
+        let service: Service = serde_json::from_value(json!({
+            "metadata": { "name": name, "annotations": annotations },
+            "spec": { "type": "LoadBalancer", "ports": [{ "port": 80 }], "allocateLoadBalancerNodePorts": false },
+        }))?;
+        self.api.block_on(self.services().create(&PostParams::default(), &service))?;
+        Ok(())
+    }
+
+    fn service(&self, name: &str) -> Result<Service> {
+        Ok(self.api.block_on(self.services().get(name))?)
+    }
+
+    /// Waits until a service has these addresses, and says this of itself.
+    fn has(&self, name: &str, addresses: &[&str], reason: &str) -> Result<()> {
+        let mut last = None;
+        let wanted = (addresses.iter().map(|text| (*text).to_owned()).collect(), Some(reason.to_owned()));
+        wait::until_true(&format!("{name}: {wanted:?}"), CONVERGES, || {
+            let service = self.service(name)?;
+            let now = (ips(&service), condition(&service).map(|(_, reason, _)| reason));
+            let is_so = now == wanted;
+            last = Some(service);
+            Ok(is_so)
+        })
+        .with_context(|| format!("{:?}", last.map(|service| service.status)))
+    }
+
+    /// Waits until a condition of a pool has a status, and returns its message.
+    fn pool_says(&self, name: &str, type_: &str, status: &str) -> Result<String> {
+        let mut last = None;
+        wait::until(&format!("pool {name}: {type_} {status}"), CONVERGES, || {
+            last = self.pool(name)?.status;
+            let conditions = last.iter().flat_map(|status| &status.conditions);
+            let found = conditions.clone().find(|condition| condition.type_ == type_ && condition.status == status);
+            Ok(found.map(|condition| condition.message.clone()))
+        })
+        .with_context(|| format!("{last:?}"))
+    }
+
+    /// Waits for an event of that reason about an object of that name, and returns its note.
+    fn event(&self, name: &str, reason: &str) -> Result<String> {
+        let events: Api<Event> = Api::all(self.api.client());
+        wait::until(&format!("an event {reason} of {name}"), CONVERGES, || {
+            let all = self.api.block_on(events.list(&ListParams::default()))?;
+            let is_it = |event: &&Event| {
+                let about = event.regarding.as_ref().and_then(|object| object.name.as_deref());
+                about == Some(name) && event.reason.as_deref() == Some(reason)
+            };
+            Ok(all.items.iter().find(is_it).map(|event| event.note.clone().unwrap_or_default()))
+        })
+    }
+}
+
+fn ips(service: &Service) -> Vec<String> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_ref());
+    ingress.into_iter().flatten().filter_map(|one| one.ip.clone()).collect()
+}
+
+/// Status, reason and message.
+fn condition(service: &Service) -> Option<(String, String, String)> {
+    let conditions = service.status.as_ref()?.conditions.as_ref()?;
+    let found = conditions.iter().find(|condition| condition.type_ == SERVICE_CONDITION)?;
+    Some((found.status.clone(), found.reason.clone(), found.message.clone()))
+}
+
+#[test]
+fn a_pool_gives_its_addresses_and_says_when_it_has_none_left() -> Result<()> {
+    let site = Site::new()?;
+    let (_task, _) = site.controller("a");
+    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/30" }]))?;
+    site.create("one", None)?;
+    site.has("one", &["192.0.2.1"], "Assigned")?;
+    let ingress = site.service("one")?.status.and_then(|status| status.load_balancer?.ingress).context("ingress")?;
+    assert_eq!(ingress[0].ip_mode.as_deref(), Some("VIP"));
+    site.create("two", None)?;
+    site.has("two", &["192.0.2.2"], "Assigned")?;
+    site.create("three", None)?;
+    site.has("three", &[], "PoolExhausted")?;
+    assert_eq!(site.event("three", "PoolExhausted")?, "no IPv4 address is free in lab");
+    wait::until_true("the pool's figures", CONVERGES, || {
+        let status = site.pool("lab")?.status.unwrap_or_default();
+        let figures = (status.ipv4.total, status.ipv4.used, status.ipv4.available, status.reserved.len());
+        Ok(figures == (2, 2, 0, 0))
+    })?;
+    // What becomes free is given.
+    site.api.block_on(site.services().delete("one", &DeleteParams::default()))?;
+    site.has("three", &["192.0.2.1"], "Assigned")?;
+    // A service of another type has no such address, and nothing is said of it.
+    let other = json!({ "spec": { "type": "ClusterIP", "allocateLoadBalancerNodePorts": null, "externalTrafficPolicy": null } });
+    site.api.block_on(site.services().patch("two", &PatchParams::default(), &Patch::Merge(other)))?;
+    wait::until_true("a service without an address", CONVERGES, || {
+        let service = site.service("two")?;
+        Ok(ips(&service).is_empty() && condition(&service).is_none())
+    })
+}
+
+#[test]
+fn an_address_that_is_asked_for_is_given_and_a_shrunk_pool_takes_none_away() -> Result<()> {
+    let site = Site::new()?;
+    let (_task, _) = site.controller("a");
+    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/24" }, { "start": "2001:db8::10", "stop": "2001:db8::20" }]))?;
+    site.create("first", Some("192.0.2.77"))?;
+    site.has("first", &["192.0.2.77"], "Assigned")?;
+    site.create("second", Some("192.0.2.77"))?;
+    site.has("second", &[], "AddressTaken")?;
+    assert!(site.event("second", "AddressTaken")?.contains("taken by Service default/first"));
+    site.create("third", Some("10.9.9.9"))?;
+    site.has("third", &[], "OutsidePools")?;
+    // The pool shrinks.
+    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/28" }]))?;
+    let message = site.pool_says("lab", "Outside", "True")?;
+    assert_eq!(message, "no pool has any more what services have: 192.0.2.77 of default/first");
+    site.has("first", &["192.0.2.77"], "OutsidePools")?;
+    assert_eq!(site.event("lab", "PoolShrunk")?, message);
+    // A younger one that overlaps is not used.
+    std::thread::sleep(SECOND);
+    site.apply_pool("more", json!([{ "cidr": "192.0.2.0/24" }]))?;
+    let message = site.pool_says("more", "Conflict", "True")?;
+    assert_eq!(message, "overlaps pool lab, which is older: none of this one's addresses is given");
+    site.has("first", &["192.0.2.77"], "OutsidePools")?;
+    Ok(())
+}
+
+#[test]
+fn what_is_no_pool_is_refused_by_the_api_server() -> Result<()> {
+    let site = Site::new()?;
+    for (blocks, message) in [
+        (json!([]), "should have at least 1 items"),
+        (json!([{}]), "either cidr, or start and stop"),
+        (
+            json!([{ "cidr": "192.0.2.0/24", "start": "192.0.2.1", "stop": "192.0.2.2" }]),
+            "either cidr, or start and stop",
+        ),
+        (json!([{ "start": "192.0.2.1" }]), "either cidr, or start and stop"),
+        (json!([{ "cidr": "192.0.2.0" }]), "no CIDR"),
+        (json!([{ "start": "192.0.2.1", "stop": "x" }]), "no IP address"),
+    ] {
+        let error = site.apply_pool("bad", blocks.clone()).expect_err("it is refused");
+        assert!(format!("{error:#}").contains(message), "{blocks}: {error:#}");
+    }
+    Ok(())
+}
+
+/// Neither knows of the other: what keeps them apart is what they write.
+#[test]
+fn two_who_give_at_once_give_no_address_twice() -> Result<()> {
+    const SERVICES: usize = 24;
+    let site = Site::new()?;
+    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/26" }]))?;
+    let give = |node: &'static str| {
+        let client = site.api.client();
+        site.spawn(async move { controller::give(client, node).await })
+    };
+    let tasks = [give("a"), give("b"), give("c")];
+    for number in 0..SERVICES {
+        site.create(&format!("s{number}"), None)?;
+    }
+    wait::until_true("an address for every service, no two the same", CONVERGES * 2, || {
+        let services = site.api.block_on(site.services().list(&ListParams::default()))?;
+        let given: Vec<String> = services.iter().flat_map(ips).collect();
+        let different: BTreeSet<&String> = given.iter().collect();
+        assert_eq!(given.len(), different.len(), "{given:?}");
+        Ok(given.len() == SERVICES)
+    })?;
+    drop(tasks);
+    Ok(())
+}
+
+#[test]
+fn a_daemon_gives_on_when_another_has_gone() -> Result<()> {
+    let site = Site::new()?;
+    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/24" }]))?;
+    let leases: Api<Lease> = Api::namespaced(site.api.client(), "default");
+    let holder = || -> Result<Option<String>> {
+        let lease = site.api.block_on(leases.get_opt(controller::LEASE))?;
+        Ok(lease.and_then(|lease| lease.spec?.holder_identity))
+    };
+    let (first, _) = site.controller("a");
+    wait::until_true("a holder", CONVERGES, || Ok(holder()?.as_deref() == Some("a")))?;
+    let (_second, stop) = site.controller("b");
+    site.create("one", None)?;
+    site.has("one", &["192.0.2.1"], "Assigned")?;
+    assert_eq!(holder()?.as_deref(), Some("a"));
+    // It dies.
+    drop(first);
+    site.create("two", None)?;
+    site.has("two", &["192.0.2.2"], "Assigned")?;
+    assert_eq!(holder()?.as_deref(), Some("b"));
+    site.has("one", &["192.0.2.1"], "Assigned")?;
+    // It ends.
+    stop.cancel();
+    wait::until_true("no holder", CONVERGES, || Ok(holder()?.is_none()))
+}
+
+#[test]
+fn a_lease_is_taken_over_at_once_or_when_it_is_over() -> Result<()> {
+    let site = Site::new()?;
+    let leases: Api<Lease> = Api::namespaced(site.api.client(), "default");
+    let start = |node: &str| site.api.block_on(async { Election::start(leases.clone(), "test", node, SHORT) });
+    let claims = || BTreeMap::from([("x".to_owned(), Claim::default())]);
+    let run = |election: &std::sync::Arc<Election>| {
+        let election = election.clone();
+        site.spawn(async move { election.run(|| {}).await })
+    };
+    let elections = ["a", "b", "c"].map(|node| std::sync::Arc::new(start(node)));
+    let [first, second, third] = &elections;
+    first.want(claims(), |_| true);
+    let first_task = run(first);
+    wait::until_true("a first holder", CONVERGES, || Ok(first.holds("x")))?;
+    second.want(claims(), |_| true);
+    let second_task = run(second);
+    std::thread::sleep(SHORT.duration + SECOND);
+    assert!(first.holds("x") && !second.holds("x"), "it is held for as long as it is renewed");
+    // It ends.
+    drop(first_task);
+    let ended = Instant::now();
+    site.api.block_on(first.resign());
+    assert!(!first.holds("x"));
+    wait::until_true("the second to hold it", CONVERGES, || Ok(second.holds("x")))?;
+    assert!(ended.elapsed() < SECOND, "{:?}", ended.elapsed());
+    // It dies.
+    third.want(claims(), |_| true);
+    let _third_task = run(third);
+    std::thread::sleep(SECOND);
+    drop(second_task);
+    let died = Instant::now();
+    wait::until_true("the third to hold it", CONVERGES, || {
+        assert!(!(second.holds("x") && third.holds("x")), "never two");
+        Ok(third.holds("x"))
+    })?;
+    assert!(died.elapsed() <= SHORT.duration + SECOND, "{:?}", died.elapsed());
+    let lease = site.api.block_on(leases.get("x"))?.spec.context("a spec")?;
+    assert_eq!((lease.holder_identity.as_deref(), lease.lease_transitions), (Some("c"), Some(2)));
+    // Nobody needs it any more.
+    third.want(BTreeMap::new(), |_| false);
+    wait::until_true("no Lease", CONVERGES, || Ok(site.api.block_on(leases.get_opt("x"))?.is_none()))
+}
