@@ -1,5 +1,5 @@
-//! What a daemon does for the cluster, beside serving its node: [giving addresses](crate::ipam), in a thread of its own, so that
-//! no Lease is lost while there is much to program.
+//! What a daemon does for the cluster, beside serving its node: [giving addresses](crate::ipam) and
+//! [answering for them](crate::announce), in a thread of its own, so that no Lease is lost while there is much to program.
 
 use std::io;
 use std::thread::{self, JoinHandle};
@@ -8,6 +8,8 @@ use std::time::Duration;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+use crate::announce::agent;
+use crate::announce::announcer::Announcer;
 use crate::ipam;
 use crate::lease::Timing;
 use crate::sources::kubernetes;
@@ -40,12 +42,12 @@ impl Duties {
     ///
     /// # Errors
     /// Where there is none to be had.
-    pub fn start(options: Options) -> io::Result<Self> {
+    pub fn start(options: Options, announcer: impl Announcer + 'static) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let thread = thread::Builder::new().name("duties".to_owned());
-        let thread = thread.spawn(move || runtime.block_on(run(&options, &stopped)))?;
+        let thread = thread.spawn(move || runtime.block_on(run(&options, announcer, &stopped)))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -59,10 +61,13 @@ impl Drop for Duties {
     }
 }
 
-async fn run(options: &Options, stop: &CancellationToken) {
+async fn run(options: &Options, mut announcer: impl Announcer, stop: &CancellationToken) {
     let Some(client) = stop.run_until_cancelled(connect(options)).await else { return };
     let namespace = options.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
-    ipam::controller::run(client, &namespace, &options.node, options.timing, stop).await;
+    let Options { node, timing, .. } = options;
+    let gives = ipam::controller::run(client.clone(), &namespace, node, *timing, stop);
+    let answers = agent::run(client, &namespace, node, *timing, &mut announcer, stop);
+    futures::future::join(gives, answers).await;
 }
 
 async fn connect(options: &Options) -> Client {

@@ -133,6 +133,50 @@ where
     }
 }
 
+/// A mirror of what a selector selects. Where another one comes, what was known stays until that is known.
+#[derive(Debug)]
+pub struct Selected<K, T> {
+    current: Option<(String, Mirror<K, T>)>,
+    next: Option<(String, Mirror<K, T>)>,
+}
+
+impl<K, T> Default for Selected<K, T> {
+    fn default() -> Self {
+        Self { current: None, next: None }
+    }
+}
+
+impl<K, T> Selected<K, T>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    T: Clone + Send + 'static,
+{
+    /// Follows what this selector selects, by a mirror that is made if there is none.
+    pub fn select(&mut self, selector: &str, make: impl FnOnce() -> Mirror<K, T>) {
+        if self.next.as_ref().is_some_and(|(_, mirror)| mirror.phase() == Phase::Ready) {
+            self.current = self.next.take();
+        }
+        if self.current.as_ref().is_some_and(|(known, _)| known == selector) {
+            self.next = None;
+        } else if self.next.as_ref().is_none_or(|(known, _)| known != selector) {
+            self.next = Some((selector.to_owned(), make()));
+        }
+        if self.current.is_none() {
+            self.current = self.next.take();
+        }
+    }
+
+    /// All objects, if they are known.
+    pub fn all(&self) -> Option<BTreeMap<ObjectName, T>> {
+        self.current.as_ref()?.1.all()
+    }
+
+    /// One object.
+    pub fn get(&self, name: &ObjectName) -> Option<T> {
+        self.current.as_ref()?.1.get(name)
+    }
+}
+
 fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

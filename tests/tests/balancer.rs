@@ -2,17 +2,23 @@
 //! agree who does what.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use affinity_tests::apiserver::{ApiOptions, ApiServer};
 use affinity_tests::wait;
-use affinity_user::announce::resource::L2Announcement;
+use affinity_user::announce::agent;
+use affinity_user::announce::announcer::{Announcement, Announcer, Place};
+use affinity_user::announce::resource::{L2Announcement, L2AnnouncementSpec};
+use affinity_user::announce::view::AnnouncementRow;
 use affinity_user::ipam::pool::{LoadBalancerPool, LoadBalancerPoolSpec};
 use affinity_user::ipam::{SERVICE_CONDITION, WANTED_ANNOTATION, controller};
 use affinity_user::lease::{Claim, Election, Timing};
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
@@ -297,11 +303,11 @@ fn a_lease_is_taken_over_at_once_or_when_it_is_over() -> Result<()> {
     let leases: Api<Lease> = Api::namespaced(site.api.client(), "default");
     let start = |node: &str| site.api.block_on(async { Election::start(leases.clone(), "test", node, SHORT) });
     let claims = || BTreeMap::from([("x".to_owned(), Claim::default())]);
-    let run = |election: &std::sync::Arc<Election>| {
+    let run = |election: &Arc<Election>| {
         let election = election.clone();
         site.spawn(async move { election.run(|| {}).await })
     };
-    let elections = ["a", "b", "c"].map(|node| std::sync::Arc::new(start(node)));
+    let elections = ["a", "b", "c"].map(|node| Arc::new(start(node)));
     let [first, second, third] = &elections;
     first.want(claims(), |_| true);
     let first_task = run(first);
@@ -333,4 +339,128 @@ fn a_lease_is_taken_over_at_once_or_when_it_is_over() -> Result<()> {
     // Nobody needs it any more.
     third.want(BTreeMap::new(), |_| false);
     wait::until_true("no Lease", CONVERGES, || Ok(site.api.block_on(leases.get_opt("x"))?.is_none()))
+}
+
+/// Who answers without a network.
+struct Fake {
+    place: Place,
+    answered: Arc<Mutex<BTreeSet<IpAddr>>>,
+}
+
+impl Announcer for Fake {
+    fn place(&mut self) -> std::io::Result<Place> {
+        Ok(self.place.clone())
+    }
+
+    fn set(&mut self, announcements: &[Announcement]) {
+        *self.answered.lock().expect("not poisoned") = announcements.iter().map(|one| one.addr).collect();
+    }
+}
+
+/// A node that takes part in answering for addresses.
+struct Agent {
+    answered: Arc<Mutex<BTreeSet<IpAddr>>>,
+    stop: CancellationToken,
+    _task: Task,
+}
+
+impl Agent {
+    fn start(site: &Site, node: &'static str, own: &[&str]) -> Result<Self> {
+        let labels = if node == "other" { json!({}) } else { json!({ "lb": "yes" }) };
+        let object: Node = serde_json::from_value(json!({ "metadata": { "name": node, "labels": labels } }))?;
+        let nodes: Api<Node> = Api::all(site.api.client());
+        site.api.block_on(nodes.create(&PostParams::default(), &object))?;
+        let answered: Arc<Mutex<BTreeSet<IpAddr>>> = Arc::default();
+        let stop = CancellationToken::new();
+        let own = own.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let v4 = BTreeMap::from([(2, "eth0".to_owned())]);
+        let mut fake = Fake { place: Place { v4, own, ..Place::default() }, answered: answered.clone() };
+        let (client, stopped) = (site.api.client(), stop.clone());
+        let task = site.spawn(async move {
+            agent::run(client, "default", node, SHORT, &mut fake, &stopped).await;
+        });
+        Ok(Self { answered, stop, _task: task })
+    }
+
+    fn answered(&self) -> BTreeSet<IpAddr> {
+        self.answered.lock().expect("not poisoned").clone()
+    }
+}
+
+#[test]
+fn one_node_answers_for_each_address_and_others_take_over() -> Result<()> {
+    const SERVICES: usize = 8;
+    let site = Site::new()?;
+    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/27" }]))?;
+    let (_task, _) = site.controller("giver");
+    for number in 0..SERVICES {
+        site.create(&format!("s{number}"), None)?;
+    }
+    site.has("s7", &["192.0.2.8"], "Assigned")?;
+    let announcements: Api<L2Announcement> = Api::all(site.api.client());
+    let spec: L2AnnouncementSpec = serde_json::from_value(json!({
+        "nodeSelector": { "matchLabels": { "lb": "yes" } }, "interfaces": ["eth*"],
+    }))?;
+    site.api.block_on(announcements.create(&PostParams::default(), &L2Announcement::new("all", spec)))?;
+    let [a, b, c, other] = ["a", "b", "c", "other"].map(|node| Agent::start(&site, node, &["192.0.2.1"]));
+    let (a, b, c, other) = (a?, b?, c?, other?);
+    let all = |agents: &[&Agent]| -> BTreeSet<IpAddr> {
+        let answered: Vec<IpAddr> = agents.iter().flat_map(|agent| agent.answered()).collect();
+        let different: BTreeSet<IpAddr> = answered.iter().copied().collect();
+        assert_eq!(answered.len(), different.len(), "two answer for one: {answered:?}");
+        different
+    };
+    // Not for what is a node's own.
+    wait::until_true("seven answers", CONVERGES, || Ok(all(&[&a, &b, &c, &other]).len() == SERVICES - 1))?;
+    assert!(site.event("s0", "NodesOwnAddress")?.contains("192.0.2.1"));
+    assert!(other.answered().is_empty(), "it is not selected");
+    let leases: Api<Lease> = Api::namespaced(site.api.client(), "default");
+    let lease = site.api.block_on(leases.get("affinity-l2-192-0-2-8"))?;
+    let row = AnnouncementRow::of(&lease, jiff::Timestamp::now()).context("a row")?;
+    assert_eq!((row.service.as_str(), row.interfaces.as_slice()), ("default/s7", ["eth0".to_owned()].as_slice()));
+    // One ends.
+    let before = a.answered();
+    a.stop.cancel();
+    wait::until_true("it to end", CONVERGES, || Ok(a.answered().is_empty()))?;
+    let ended = Instant::now();
+    wait::until_true("the others to answer", CONVERGES, || Ok(all(&[&b, &c]).len() == SERVICES - 1))?;
+    assert!(ended.elapsed() < SECOND, "{:?} for {before:?}", ended.elapsed());
+    // A service whose policy is Local is answered for where its endpoints are, and moves with them.
+    let local = json!({ "spec": { "externalTrafficPolicy": "Local" } });
+    site.api.block_on(site.services().patch("s3", &PatchParams::default(), &Patch::Merge(local)))?;
+    let address: IpAddr = "192.0.2.4".parse()?;
+    wait::until_true("nobody to answer", CONVERGES, || Ok(!all(&[&b, &c]).contains(&address)))?;
+    let slices: Api<EndpointSlice> = Api::namespaced(site.api.client(), "default");
+    for (node, agent) in [("b", &b), ("c", &c), ("b", &b)] {
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": { "name": "s3-1", "labels": { "kubernetes.io/service-name": "s3" } },
+            "addressType": "IPv4",
+            "endpoints": [{ "addresses": ["10.244.0.9"], "nodeName": node, "conditions": { "ready": true } }],
+        }))?;
+        let _ = site.api.block_on(slices.delete("s3-1", &DeleteParams::default()));
+        site.api.block_on(slices.create(&PostParams::default(), &slice))?;
+        wait::until_true(&format!("{node} to answer"), CONVERGES, || {
+            all(&[&b, &c]);
+            Ok(agent.answered().contains(&address))
+        })?;
+    }
+    // A service goes, and with it its Lease.
+    site.api.block_on(site.services().delete("s7", &DeleteParams::default()))?;
+    wait::until_true("no Lease", CONVERGES, || {
+        Ok(site.api.block_on(leases.get_opt("affinity-l2-192-0-2-8"))?.is_none())
+    })?;
+    // Nobody is to answer any more.
+    site.api.block_on(announcements.delete("all", &DeleteParams::default()))?;
+    wait::until_true("no answers", CONVERGES, || Ok(all(&[&b, &c]).is_empty()))
+}
+
+#[test]
+fn a_node_without_such_an_interface_says_so() -> Result<()> {
+    let site = Site::new()?;
+    let announcements: Api<L2Announcement> = Api::all(site.api.client());
+    let spec: L2AnnouncementSpec = serde_json::from_value(json!({ "interfaces": ["wlan*"] }))?;
+    site.api.block_on(announcements.create(&PostParams::default(), &L2Announcement::new("radio", spec)))?;
+    let _agent = Agent::start(&site, "a", &[])?;
+    assert_eq!(site.event("radio", "NoInterface")?, "node a has no uplink that this selects");
+    Ok(())
 }

@@ -13,8 +13,7 @@ use crate::loader::attach::AttachMode;
 use crate::loader::{self, Sizes};
 use crate::server::Addresses;
 use crate::sockets::keeper;
-use crate::sources::kubernetes::access::Places;
-use crate::sources::kubernetes::{self, Access};
+use crate::sources::kubernetes;
 
 pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
     log(&args)?;
@@ -37,16 +36,11 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
             leases.duration
         ));
     }
-    let source = match (args.source_dir, args.kubeconfig) {
-        (Some(directory), _) => Source::Directory(directory),
-        (None, Some(file)) => Source::Kubernetes(kubernetes::Options {
-            access: Access::Kubeconfig(file),
-            ..kubernetes::Options::default()
-        }),
-        (None, None) => Source::Kubernetes(kubernetes::Options {
-            access: Access::Infer(Places { api_server: args.api_server, kubelet: args.kubelet_kubeconfig }),
-            ..kubernetes::Options::default()
-        }),
+    let source = match args.source_dir {
+        Some(directory) => Source::Directory(directory),
+        None => {
+            Source::Kubernetes(kubernetes::Options { access: args.cluster.access(), ..kubernetes::Options::default() })
+        }
     };
     let options = daemon::Options {
         node_name: args.node_name.map_or_else(host_name, Ok)?,

@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::announce::announcer::TableAnnouncer;
 use crate::collector::Collector;
 use crate::duties::{self, Duties};
 use crate::health::Pulse;
@@ -185,12 +186,15 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         Source::Directory(_) => None,
     };
     let duties = match &options.source {
-        Source::Kubernetes(source) => Some(Duties::start(duties::Options {
-            source: source.clone(),
-            node: options.node_name.clone(),
-            namespace: options.lease_namespace.clone(),
-            timing: options.leases,
-        })?),
+        Source::Kubernetes(source) => {
+            let duties = duties::Options {
+                source: source.clone(),
+                node: options.node_name.clone(),
+                namespace: options.lease_namespace.clone(),
+                timing: options.leases,
+            };
+            Some(Duties::start(duties, TableAnnouncer::new(bpf::open_pinned(&options.loader.pin_dir)?))?)
+        }
         Source::Directory(_) => None,
     };
     let threads = Threads { attacher, keeper, collector, reporter };

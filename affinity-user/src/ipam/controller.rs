@@ -35,8 +35,8 @@ use crate::model::{ObjectName, ServiceName};
 pub const LEASE: &str = "affinity-ipam";
 /// What a Lease of that kind is for.
 const PURPOSE: &str = "ipam";
-/// Which services are looked at.
-const BALANCERS: &str = "spec.type=LoadBalancer";
+/// Which services have load balancer addresses, as a field selector.
+pub const BALANCERS: &str = "spec.type=LoadBalancer";
 /// Those that are not any more, or never were.
 const OTHERS: &str = "spec.type!=LoadBalancer";
 /// How many objects are listed at once.

@@ -10,6 +10,7 @@ pub mod controller;
 pub mod pool;
 pub mod report;
 pub mod request;
+pub mod view;
 
 /// The `loadBalancerClass` of services that are for this; those without a class are, too.
 pub const CLASS: &str = "affinity.dev/affinity";

@@ -28,7 +28,7 @@ impl Timing {
     }
 
     /// For how long after its last renewal a holder takes itself to be one.
-    fn deadline(self) -> Duration {
+    pub fn deadline(self) -> Duration {
         self.duration * 2 / 3
     }
 }

@@ -126,6 +126,20 @@ impl Election {
         }
     }
 
+    /// Deletes Leases that nobody needs, nor has written to for so long: those whose holder did not live to do so.
+    pub async fn sweep(&self, is_needed: impl Fn(&str) -> bool, unused: Duration) {
+        for (name, view) in self.leases().unwrap_or_default() {
+            if is_needed(&name) || view.seen.elapsed() < unused {
+                continue;
+            }
+            let guard = Preconditions { resource_version: Some(view.version), uid: None };
+            let deleted = self.api.delete(&name, &DeleteParams::default().preconditions(guard)).await;
+            if let Err(error) = deleted {
+                tracing::debug!(lease = name, error = in_full(&error), "a Lease that nobody needs is not deleted");
+            }
+        }
+    }
+
     async fn carry_out(&self, steps: Vec<Step>, leases: &BTreeMap<String, View>) {
         let work = stream::iter(steps.into_iter().map(|step| async {
             let started = Instant::now();
