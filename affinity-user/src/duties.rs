@@ -67,7 +67,7 @@ async fn run(options: &Options, mut announcer: impl Announcer, stop: &Cancellati
     let Options { node, timing, .. } = options;
     let gives = ipam::controller::run(client.clone(), &namespace, node, *timing, stop);
     let answers = agent::run(client, &namespace, node, *timing, &mut announcer, stop);
-    futures::future::join(gives, answers).await;
+    futures::future::join(Box::pin(gives), Box::pin(answers)).await;
 }
 
 async fn connect(options: &Options) -> Client {

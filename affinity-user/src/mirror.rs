@@ -229,14 +229,13 @@ async fn follow<K, T>(
                         *state = State { phase: Phase::Missing, ..State::default() };
                     }
                     if told != Some(code) {
-                        match code {
-                            Some(404) => {
-                                tracing::info!(%kind, "is not installed in the cluster: nothing is done about it")
-                            }
-                            _ => tracing::warn!(%kind, error = in_full(&error), "can't be followed"),
+                        if code == Some(404) {
+                            tracing::info!(%kind, "is not installed in the cluster: nothing is done about it");
+                        } else {
+                            tracing::warn!(%kind, error = in_full(&error), "can't be followed");
                         }
-                        told = Some(code);
                     }
+                    told = Some(code);
                     wait = Some(if is_refused { LOOK } else { retry });
                     retry = (retry * 2).min(RETRY_MAX);
                 }
@@ -300,6 +299,7 @@ mod tests {
     }
 
     /// The version, and how many versions were seen before.
+    #[expect(clippy::unnecessary_wraps, reason = "what is read may be left out")]
     fn read(object: &ConfigMap, known: Option<&(u128, u32)>) -> Option<(u128, u32)> {
         Some((version(&object.metadata), known.map_or(0, |(_, seen)| seen + 1)))
     }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Longer than any backoff, on a machine with much to do.
-const CONVERGES: Duration = Duration::from_secs(60);
+const CONVERGES: Duration = Duration::from_mins(1);
 /// Leases that are over soon.
 const SHORT: Timing = Timing { duration: Duration::from_secs(4), renew: SECOND };
 
@@ -71,7 +71,7 @@ impl Site {
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> Task {
-        Task(self.api.block_on(async { tokio::spawn(work) }))
+        self.api.block_on(async { Task(tokio::spawn(work)) })
     }
 
     /// One who gives addresses if it holds the Lease.
@@ -82,7 +82,7 @@ impl Site {
     }
 
     /// A pool of these blocks, or the one of that name with other ones.
-    fn apply_pool(&self, name: &str, blocks: Value) -> Result<()> {
+    fn apply_pool(&self, name: &str, blocks: &Value) -> Result<()> {
         let spec: LoadBalancerPoolSpec = serde_json::from_value(json!({ "blocks": blocks }))?;
         self.api.block_on(async {
             let mut pool = LoadBalancerPool::new(name, spec);
@@ -172,7 +172,7 @@ fn condition(service: &Service) -> Option<(String, String, String)> {
 fn a_pool_gives_its_addresses_and_says_when_it_has_none_left() -> Result<()> {
     let site = Site::new()?;
     let (_task, _) = site.controller("a");
-    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/30" }]))?;
+    site.apply_pool("lab", &json!([{ "cidr": "192.0.2.0/30" }]))?;
     site.create("one", None)?;
     site.has("one", &["192.0.2.1"], "Assigned")?;
     let ingress = site.service("one")?.status.and_then(|status| status.load_balancer?.ingress).context("ingress")?;
@@ -203,7 +203,7 @@ fn a_pool_gives_its_addresses_and_says_when_it_has_none_left() -> Result<()> {
 fn an_address_that_is_asked_for_is_given_and_a_shrunk_pool_takes_none_away() -> Result<()> {
     let site = Site::new()?;
     let (_task, _) = site.controller("a");
-    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/24" }, { "start": "2001:db8::10", "stop": "2001:db8::20" }]))?;
+    site.apply_pool("lab", &json!([{ "cidr": "192.0.2.0/24" }, { "start": "2001:db8::10", "stop": "2001:db8::20" }]))?;
     site.create("first", Some("192.0.2.77"))?;
     site.has("first", &["192.0.2.77"], "Assigned")?;
     site.create("second", Some("192.0.2.77"))?;
@@ -212,14 +212,14 @@ fn an_address_that_is_asked_for_is_given_and_a_shrunk_pool_takes_none_away() -> 
     site.create("third", Some("10.9.9.9"))?;
     site.has("third", &[], "OutsidePools")?;
     // The pool shrinks.
-    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/28" }]))?;
+    site.apply_pool("lab", &json!([{ "cidr": "192.0.2.0/28" }]))?;
     let message = site.pool_says("lab", "Outside", "True")?;
     assert_eq!(message, "no pool has any more what services have: 192.0.2.77 of default/first");
     site.has("first", &["192.0.2.77"], "OutsidePools")?;
     assert_eq!(site.event("lab", "PoolShrunk")?, message);
     // A younger one that overlaps is not used.
     std::thread::sleep(SECOND);
-    site.apply_pool("more", json!([{ "cidr": "192.0.2.0/24" }]))?;
+    site.apply_pool("more", &json!([{ "cidr": "192.0.2.0/24" }]))?;
     let message = site.pool_says("more", "Conflict", "True")?;
     assert_eq!(message, "overlaps pool lab, which is older: none of this one's addresses is given");
     site.has("first", &["192.0.2.77"], "OutsidePools")?;
@@ -240,7 +240,7 @@ fn what_is_no_pool_is_refused_by_the_api_server() -> Result<()> {
         (json!([{ "cidr": "192.0.2.0" }]), "no CIDR"),
         (json!([{ "start": "192.0.2.1", "stop": "x" }]), "no IP address"),
     ] {
-        let error = site.apply_pool("bad", blocks.clone()).expect_err("it is refused");
+        let error = site.apply_pool("bad", &blocks).expect_err("it is refused");
         assert!(format!("{error:#}").contains(message), "{blocks}: {error:#}");
     }
     Ok(())
@@ -251,7 +251,7 @@ fn what_is_no_pool_is_refused_by_the_api_server() -> Result<()> {
 fn two_who_give_at_once_give_no_address_twice() -> Result<()> {
     const SERVICES: usize = 24;
     let site = Site::new()?;
-    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/26" }]))?;
+    site.apply_pool("lab", &json!([{ "cidr": "192.0.2.0/26" }]))?;
     let give = |node: &'static str| {
         let client = site.api.client();
         site.spawn(async move { controller::give(client, node).await })
@@ -274,7 +274,7 @@ fn two_who_give_at_once_give_no_address_twice() -> Result<()> {
 #[test]
 fn a_daemon_gives_on_when_another_has_gone() -> Result<()> {
     let site = Site::new()?;
-    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/24" }]))?;
+    site.apply_pool("lab", &json!([{ "cidr": "192.0.2.0/24" }]))?;
     let leases: Api<Lease> = Api::namespaced(site.api.client(), "default");
     let holder = || -> Result<Option<String>> {
         let lease = site.api.block_on(leases.get_opt(controller::LEASE))?;
@@ -391,7 +391,7 @@ impl Agent {
 fn one_node_answers_for_each_address_and_others_take_over() -> Result<()> {
     const SERVICES: usize = 8;
     let site = Site::new()?;
-    site.apply_pool("lab", json!([{ "cidr": "192.0.2.0/27" }]))?;
+    site.apply_pool("lab", &json!([{ "cidr": "192.0.2.0/27" }]))?;
     let (_task, _) = site.controller("giver");
     for number in 0..SERVICES {
         site.create(&format!("s{number}"), None)?;

@@ -1,4 +1,5 @@
 //! The custom resource `L2Announcement`.
+#![expect(clippy::duplicated_attributes, reason = "columns have names and types of their own")]
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};

@@ -42,9 +42,9 @@ pub(super) fn pools(common: &Common, cluster: ClusterArgs) -> Result<()> {
     )
 }
 
-pub(super) fn announcements(common: &Common, cluster: ClusterArgs, namespace: Option<String>) -> Result<()> {
+pub(super) fn announcements(common: &Common, cluster: ClusterArgs, namespace: Option<&str>) -> Result<()> {
     let leases = ask(cluster, async |client: Client| {
-        let api: Api<Lease> = match &namespace {
+        let api: Api<Lease> = match namespace {
             Some(namespace) => Api::namespaced(client, namespace),
             None => Api::all(client),
         };

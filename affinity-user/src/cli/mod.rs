@@ -36,12 +36,12 @@ pub fn execute(cli: Cli) -> Result<()> {
         Verb::Socket(SocketVerb::List { service, client }) => show::sockets(&common, service.as_deref(), client),
         Verb::Pool(PoolVerb::List { cluster }) => cluster::pools(&common, cluster),
         Verb::Announce(AnnounceVerb::List { cluster, lease_namespace }) => {
-            cluster::announcements(&common, cluster, lease_namespace)
+            cluster::announcements(&common, cluster, lease_namespace.as_deref())
         }
         Verb::Monitor => show::monitor(&common),
         Verb::Status { pods: true } => pods::show(&common),
         Verb::Status { pods: false } => show::status(&common),
-        Verb::Crds => print::text(&crate::crds::yaml()),
+        Verb::Crds => print::text(crate::crds::yaml()),
         Verb::Mount => Ok(loader::mount(&common.pin_dir)?),
         Verb::Programs { verifier_log } => show::programs(&common, verifier_log),
         Verb::Cleanup => show::cleanup(&common),

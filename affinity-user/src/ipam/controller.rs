@@ -81,13 +81,10 @@ pub async fn run(client: Client, namespace: &str, node: &str, timing: Timing, st
             election.want(claims.into_iter().collect(), |_| true);
             let mut wait = AUDIT;
             if is_installed && election.holds(LEASE) {
-                let controller = match &mut controller {
-                    Some(controller) => controller,
-                    None => {
-                        tracing::info!("gives load balancer addresses: this node holds the Lease {LEASE}");
-                        controller.insert(Controller::start(client.clone(), node, &changed))
-                    }
-                };
+                let controller = controller.get_or_insert_with(|| {
+                    tracing::info!("gives load balancer addresses: this node holds the Lease {LEASE}");
+                    Controller::start(client.clone(), node, &changed)
+                });
                 wait = controller.work(&pools, &|| election.holds(LEASE)).await;
             } else if controller.take().is_some() {
                 tracing::info!("another node gives load balancer addresses");

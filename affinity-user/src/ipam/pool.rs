@@ -1,4 +1,5 @@
 //! The custom resource `LoadBalancerPool`.
+#![expect(clippy::duplicated_attributes, reason = "columns have names and types of their own")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};

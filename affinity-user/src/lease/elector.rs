@@ -59,8 +59,6 @@ pub struct View {
 
 impl View {
     /// A Lease as it is read now; what was seen before is since then.
-    // The shape is that of `mirror::Read`.
-    #[expect(clippy::unnecessary_wraps, reason = "what a mirror reads may be left out")]
     pub fn read(lease: &Lease, known: Option<&Self>) -> Option<Self> {
         let spec = lease.spec.clone().unwrap_or_default();
         let version = lease.metadata.resource_version.clone().unwrap_or_default();

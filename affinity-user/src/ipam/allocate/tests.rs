@@ -11,6 +11,7 @@ fn name(name: &str) -> ServiceName {
     ServiceName::new("default", name)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as objects have it")]
 fn at(second: i64) -> Option<Timestamp> {
     Some(Timestamp::from_second(second).expect("a time"))
 }
