@@ -271,6 +271,27 @@ fn two_who_give_at_once_give_no_address_twice() -> Result<()> {
     Ok(())
 }
 
+/// Somebody has reserved addresses, and has not lived to write them into the services' status.
+#[test]
+fn what_was_reserved_is_given_to_whom_it_was_reserved_for() -> Result<()> {
+    let site = Site::new()?;
+    site.apply_pool("lab", &json!([{ "cidr": "192.0.2.0/24" }]))?;
+    for name in ["one", "two"] {
+        site.create(name, None)?;
+    }
+    let reserved = json!({ "status": { "reserved": [
+        { "ip": "192.0.2.9", "namespace": "default", "name": "two" },
+        { "ip": "192.0.2.1", "namespace": "default", "name": "gone" },
+    ] } });
+    site.api.block_on(site.pools().patch_status("lab", &PatchParams::default(), &Patch::Merge(reserved)))?;
+    let (_task, _) = site.controller("a");
+    site.has("two", &["192.0.2.9"], "Assigned")?;
+    site.has("one", &["192.0.2.1"], "Assigned")?;
+    wait::until_true("nothing to be reserved", CONVERGES, || {
+        Ok(site.pool("lab")?.status.is_some_and(|status| status.reserved.is_empty() && status.ipv4.used == 2))
+    })
+}
+
 #[test]
 fn a_daemon_gives_on_when_another_has_gone() -> Result<()> {
     let site = Site::new()?;
