@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::workspace;
 
 /// The suites that start an API server. A suite that is missing here and needs one fails by saying so.
-const API_SUITES: [&str; 2] = ["api", "lab_api"];
+const API_SUITES: [&str; 3] = ["api", "balancer", "lab_api"];
 /// What `--without` and the arguments call all steps that need the API server.
 pub const API: &str = "api";
 

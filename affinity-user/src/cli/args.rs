@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use crate::lease::Timing;
 use crate::loader::{PIN_DIR, Sizes};
 use crate::model::NodePortAddresses;
-use crate::sources::kubernetes::access::KUBELET_KUBECONFIG;
+use crate::sources::kubernetes::Access;
+use crate::sources::kubernetes::access::{KUBELET_KUBECONFIG, Places};
 use crate::status::STATE_DIR;
 use affinity_common::abi::lifetimes::Lifetimes;
 use affinity_common::types::Seconds;
@@ -71,6 +73,12 @@ pub(super) enum Verb {
     /// Sockets that were connected to a backend at once
     #[command(subcommand)]
     Socket(SocketVerb),
+    /// Pools of load balancer addresses
+    #[command(subcommand)]
+    Pool(PoolVerb),
+    /// Services' addresses on links: which node answers for them
+    #[command(subcommand)]
+    Announce(AnnounceVerb),
     /// Watch each choice of a backend, each failover and expiry as it happens
     #[command(
         after_help = "Examples:\n  affinity monitor\n  affinity monitor -o json | jq 'select(.event == \"failover\")'"
@@ -91,6 +99,9 @@ pub(super) enum Verb {
         #[arg(long)]
         pods: bool,
     },
+    /// Print the definitions of the custom resources, as they are installed by `kubectl apply -f`
+    #[command(after_help = "Examples:\n  affinity crds | kubectl apply -f -")]
+    Crds,
     /// Mount the BPF file system where the node has none, so that what is pinned there outlives a pod
     #[command(
         after_help = "`run` does so, too; in a pod that mount would end with it, unless it is made where mounts are \
@@ -201,6 +212,55 @@ pub(super) enum SocketVerb {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(super) enum PoolVerb {
+    /// List all pools, with what is free in them
+    #[command(after_help = "Examples:\n  affinity pool list --kubeconfig ~/.kube/config\n  \
+                            affinity pool list -o json | jq '.[] | select(.ipv4.available == 0) | .pool'")]
+    List {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AnnounceVerb {
+    /// List the addresses that nodes answer for by ARP and neighbour discovery, and which node does
+    #[command(after_help = "Examples:\n  affinity announce list --kubeconfig ~/.kube/config\n  \
+                            affinity announce list -o json | jq -r '.[] | select(.node == null) | .address'")]
+    List {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// The namespace of the daemons' Leases; all of them by default
+        #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+        lease_namespace: Option<String>,
+    },
+}
+
+/// Where the API server is.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ClusterArgs {
+    /// The API server of this kubeconfig's current context
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Where the API server is, in a pod, whose `kubernetes` service nobody serves yet; by default the
+    /// `KUBERNETES_SERVICE_HOST` of its manifest, or else where the node's kubelet finds it
+    #[arg(long, value_name = "URL", conflicts_with = "kubeconfig")]
+    pub api_server: Option<http::Uri>,
+    /// The kubelet's kubeconfig, for the address in it
+    #[arg(long, value_name = "FILE", default_value = KUBELET_KUBECONFIG)]
+    pub kubelet_kubeconfig: PathBuf,
+}
+
+impl ClusterArgs {
+    pub(super) fn access(self) -> Access {
+        match self.kubeconfig {
+            Some(file) => Access::Kubeconfig(file),
+            None => Access::Infer(Places { api_server: self.api_server, kubelet: self.kubelet_kubeconfig }),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  affinity run                                        in a cluster, by the pod's service account\n  \
@@ -208,18 +268,10 @@ pub(super) enum SocketVerb {
                   affinity run --map-size affinity=200000 --map-size conntrack=1000000"
 )]
 pub(super) struct RunArgs {
-    /// Follow the API server of this kubeconfig's current context
-    #[arg(long, value_name = "FILE", conflicts_with = "source_dir")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Where the API server is, in a pod, whose `kubernetes` service nobody serves yet; by default the
-    /// `KUBERNETES_SERVICE_HOST` of its manifest, or else where the node's kubelet finds it
-    #[arg(long, value_name = "URL", conflicts_with_all = ["kubeconfig", "source_dir"])]
-    pub api_server: Option<http::Uri>,
-    /// The kubelet's kubeconfig, for the address in it
-    #[arg(long, value_name = "FILE", default_value = KUBELET_KUBECONFIG)]
-    pub kubelet_kubeconfig: PathBuf,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Follow the objects in the YAML files of a directory instead
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "api_server"])]
     pub source_dir: Option<PathBuf>,
     /// This node's name in the cluster; by default its host name
     #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = node_name)]
@@ -277,6 +329,18 @@ pub(super) struct RunArgs {
     /// Where health alone is: /healthz, /livez, /readyz; or `off`
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256", value_parser = listen)]
     pub health_address: Listen,
+    /// The namespace of the Leases by which the daemons agree who gives load balancer addresses, and who answers for each; by
+    /// default the pod's own
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// How long after its last sign of life another daemon takes over what a daemon held, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = Timing::default().duration.as_secs(),
+          value_parser = clap::value_parser!(u64).range(3..=3600))]
+    pub lease_duration: u64,
+    /// How often it gives one, in seconds: less than half of that
+    #[arg(long, value_name = "SECONDS", default_value_t = Timing::default().renew.as_secs(),
+          value_parser = clap::value_parser!(u64).range(1..=1800))]
+    pub lease_renew_interval: u64,
     /// What is logged: a level, or a filter such as `info,affinity_user::sources=debug`
     #[arg(long, value_name = "FILTER", default_value = "info", env = "AFFINITY_LOG")]
     pub log_level: String,

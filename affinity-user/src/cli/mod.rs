@@ -1,6 +1,7 @@
 //! `affinity VERB`: what is asked, and how it is printed.
 
 mod args;
+mod cluster;
 mod pods;
 mod print;
 mod run;
@@ -12,7 +13,7 @@ use anyhow::Result;
 
 use crate::loader;
 pub use args::Cli;
-use args::{BackendVerb, ConntrackVerb, ServiceVerb, SessionVerb, SocketVerb, Verb};
+use args::{AnnounceVerb, BackendVerb, ConntrackVerb, PoolVerb, ServiceVerb, SessionVerb, SocketVerb, Verb};
 
 /// Does what was asked.
 ///
@@ -33,9 +34,14 @@ pub fn execute(cli: Cli) -> Result<()> {
             show::flush(&common, client, service.as_deref())
         }
         Verb::Socket(SocketVerb::List { service, client }) => show::sockets(&common, service.as_deref(), client),
+        Verb::Pool(PoolVerb::List { cluster }) => cluster::pools(&common, cluster),
+        Verb::Announce(AnnounceVerb::List { cluster, lease_namespace }) => {
+            cluster::announcements(&common, cluster, lease_namespace.as_deref())
+        }
         Verb::Monitor => show::monitor(&common),
         Verb::Status { pods: true } => pods::show(&common),
         Verb::Status { pods: false } => show::status(&common),
+        Verb::Crds => print::text(crate::crds::yaml()),
         Verb::Mount => Ok(loader::mount(&common.pin_dir)?),
         Verb::Programs { verifier_log } => show::programs(&common, verifier_log),
         Verb::Cleanup => show::cleanup(&common),

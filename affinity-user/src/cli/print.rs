@@ -28,9 +28,14 @@ pub(super) fn json(value: &impl Serialize) -> Result<()> {
 }
 
 /// Prints a line, at once.
-pub(super) fn line(text: impl std::fmt::Display) -> Result<()> {
+pub(super) fn line(line: impl std::fmt::Display) -> Result<()> {
+    text(format_args!("{line}\n"))
+}
+
+/// Prints a text that has its own line ends, at once.
+pub(super) fn text(text: impl std::fmt::Display) -> Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
+    write!(out, "{text}")?;
     out.flush()?;
     Ok(())
 }

@@ -8,12 +8,12 @@ use tracing_subscriber::EnvFilter;
 
 use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb, node_name, set_lifetime};
 use crate::daemon::{self, Sockets, Source};
+use crate::lease::Timing;
 use crate::loader::attach::AttachMode;
 use crate::loader::{self, Sizes};
 use crate::server::Addresses;
 use crate::sockets::keeper;
-use crate::sources::kubernetes::access::Places;
-use crate::sources::kubernetes::{self, Access};
+use crate::sources::kubernetes;
 
 pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
     log(&args)?;
@@ -25,16 +25,22 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
     for (state, seconds) in &args.conntrack_timeouts {
         set_lifetime(&mut lifetimes, state, *seconds).map_err(|error| anyhow!(error))?;
     }
-    let source = match (args.source_dir, args.kubeconfig) {
-        (Some(directory), _) => Source::Directory(directory),
-        (None, Some(file)) => Source::Kubernetes(kubernetes::Options {
-            access: Access::Kubeconfig(file),
-            ..kubernetes::Options::default()
-        }),
-        (None, None) => Source::Kubernetes(kubernetes::Options {
-            access: Access::Infer(Places { api_server: args.api_server, kubelet: args.kubelet_kubeconfig }),
-            ..kubernetes::Options::default()
-        }),
+    let leases = Timing {
+        duration: Duration::from_secs(args.lease_duration),
+        renew: Duration::from_secs(args.lease_renew_interval),
+    };
+    if !leases.is_sound() {
+        return Err(anyhow!(
+            "--lease-renew-interval: {:?} is not less than half of {:?}",
+            leases.renew,
+            leases.duration
+        ));
+    }
+    let source = match args.source_dir {
+        Some(directory) => Source::Directory(directory),
+        None => {
+            Source::Kubernetes(kubernetes::Options { access: args.cluster.access(), ..kubernetes::Options::default() })
+        }
     };
     let options = daemon::Options {
         node_name: args.node_name.map_or_else(host_name, Ok)?,
@@ -71,6 +77,8 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
         state_dir: common.state_dir.clone(),
         audit_interval: Duration::from_secs(args.audit_interval),
         addresses: Addresses { metrics: args.metrics_address.0, health: args.health_address.0 },
+        lease_namespace: args.lease_namespace,
+        leases,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(daemon::run(options))?)

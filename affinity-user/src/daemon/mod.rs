@@ -19,9 +19,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::announce::announcer::TableAnnouncer;
 use crate::collector::Collector;
+use crate::duties::{self, Duties};
 use crate::health::Pulse;
 use crate::health_checks::HealthChecks;
+use crate::lease::Timing;
 use crate::loader::interfaces::{Follower, Patterns};
 use crate::loader::{self, Datapath, LoadError, cgroup};
 use crate::metrics::Metrics;
@@ -84,6 +87,10 @@ pub struct Options {
     pub audit_interval: Duration,
     /// Where metrics and health are asked for.
     pub addresses: Addresses,
+    /// The namespace of the daemons' Leases; by default the pod's own, or the kubeconfig's.
+    pub lease_namespace: Option<String>,
+    /// How long they last.
+    pub leases: Timing,
 }
 
 /// Why the daemon can't run.
@@ -195,6 +202,18 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         Source::Kubernetes(source) => Some(kubernetes::events::start(source, &options.node_name)),
         Source::Directory(_) => None,
     };
+    let duties = match &options.source {
+        Source::Kubernetes(source) => {
+            let duties = duties::Options {
+                source: source.clone(),
+                node: options.node_name.clone(),
+                namespace: options.lease_namespace.clone(),
+                timing: options.leases,
+            };
+            Some(Duties::start(duties, TableAnnouncer::new(bpf::open_pinned(&options.loader.pin_dir)?))?)
+        }
+        Source::Directory(_) => None,
+    };
     let threads = Threads { attacher, keeper, collector, health_checks, reporter };
     let mut state = State::new(&options, reconciler, threads, cgroup, metrics.clone())?;
     state.write_status()?;
@@ -228,6 +247,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
             _ = interrupt.recv() => break,
         }
     }
+    drop(duties);
     drop(server);
     tracing::info!("ends; services are served without it, until `affinity cleanup`");
     state.end();

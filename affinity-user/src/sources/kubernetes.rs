@@ -398,7 +398,11 @@ fn is_no_stream(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
 }
 
-async fn connect(options: &Options) -> Result<(Client, String), SourceError> {
+/// A client, and what errors call the API server. Its configuration is read anew.
+///
+/// # Errors
+/// Where there is no configuration, or none that can be used.
+pub async fn connect(options: &Options) -> Result<(Client, String), SourceError> {
     let (mut config, url) = match &options.access {
         Access::Client { client, url } => return Ok((client.clone(), url.clone())),
         Access::Infer(places) => access::infer(places).await?,
