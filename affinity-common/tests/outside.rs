@@ -2,7 +2,7 @@
 
 mod world;
 
-use affinity_common::abi::announced::AnnouncedKey;
+use affinity_common::abi::announced::{Announced, AnnouncedKey};
 use affinity_common::abi::backends::{BY_SCOPE, Backend, ELIGIBLE, ELIGIBLE_LOCAL};
 use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
 use affinity_common::abi::frontends::{Frontend, HAS_RANGES, LOCAL, OTHERS, PARTS_OUTSIDERS};
@@ -373,6 +373,12 @@ in_both_families!(
     a_connection_that_is_over_leaves_its_entries_to_the_collector,
 );
 
+/// Has the node answer for an address on its uplink, for ten seconds.
+fn announce<F: Wire>(world: &World<F>, address: [u8; 4]) {
+    let until = Nanos(world.env.clock().0 + 10 * SECOND).ticks();
+    world.env.announce(AnnouncedKey { addr: F::addr(address), ifindex: UPLINK }, Announced { until });
+}
+
 /// A question of ARP, by RFC 826's own words: who has `wanted`, tell `asker`.
 fn arp(asker: [u8; 4], wanted: [u8; 4]) -> Vec<u8> {
     let from = [2, 0, 0, 0, 0, 1];
@@ -383,7 +389,7 @@ fn arp(asker: [u8; 4], wanted: [u8; 4]) -> Vec<u8> {
 fn a_question_of_arp_is_answered_where_the_address_is_announced() {
     let world = world::<V4>(100);
     let (address, asker) = ([203, 0, 113, 80], [203, 0, 113, 1]);
-    world.env.announce(AnnouncedKey { addr: address, ifindex: UPLINK });
+    announce(&world, address);
     let ask = |frame: Vec<u8>, ifindex| {
         let mut packet = FakePacket::raw(frame);
         packet.ifindex = ifindex;
@@ -409,6 +415,9 @@ fn a_question_of_arp_is_answered_where_the_address_is_announced() {
     ] {
         assert_eq!(ask(frame.clone(), ifindex), (Reason::NotIp, frame));
     }
+    // Its time is over: another node may answer by now.
+    world.env.sleep(Nanos(10 * SECOND));
+    assert_eq!(ask(arp(asker, address), UPLINK).0, Reason::NotIp);
     for len in 0..41 {
         let cut = arp(asker, address)[..len].to_vec();
         assert_eq!(ask(cut.clone(), UPLINK), (Reason::Malformed, cut));
@@ -447,7 +456,7 @@ fn message(src: [u8; 4], dst: [u8; 4], hops: u8, head: &[u8], target: [u8; 16], 
 fn a_solicitation_is_answered_where_the_address_is_announced() {
     let world = world::<V6>(100);
     let (address, asker) = ([203, 0, 113, 80], [203, 0, 113, 1]);
-    world.env.announce(AnnouncedKey { addr: V6::addr(address), ifindex: UPLINK });
+    announce(&world, address);
     let ask = |frame_in: Vec<u8>, ifindex| frame(&world, Program::Ingress, ifindex, frame_in);
     let (reason, sent) = ask(solicitation(asker, address, 255), UPLINK);
     assert_eq!(reason, Reason::Announced);

@@ -6,7 +6,7 @@ use affinity_common::{
     abi::{
         addresses::AddressKey,
         affinity::{Affinity, AffinityKey, Pair},
-        announced::AnnouncedKey,
+        announced::{Announced, AnnouncedKey},
         backends::{Backend, BackendKey},
         conntrack::{Conntrack, ConntrackKey},
         counters,
@@ -118,8 +118,9 @@ impl<F: Maps> Env<F> for Kernel {
     }
 
     #[inline(always)]
-    fn announces(&self, key: &AnnouncedKey<F>) -> bool {
-        F::announced().get_ptr(key).is_some()
+    fn announced(&self, key: &AnnouncedKey<F>) -> Option<Announced> {
+        // SAFETY: user space replaces values of this map, it never changes them in place.
+        unsafe { F::announced().get(key) }.copied()
     }
 
     #[inline(always)]

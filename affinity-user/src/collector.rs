@@ -249,7 +249,7 @@ impl Marks {
 }
 
 /// The clock that entries are stamped by.
-fn now() -> Ticks {
+pub(crate) fn now() -> Ticks {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from).unwrap_or_default();
     Nanos(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)).ticks()
 }

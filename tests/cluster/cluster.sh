@@ -9,6 +9,7 @@
 #   affinity-cp        API server, controllers, scheduler    198.51.100.1        fd00:c5::1
 #   affinity-n1, -n2   nodes, shaped as kind's               198.51.100.11, .12  fd00:c5::11, ::12
 #   affinity-client    outside of the cluster                198.51.100.100      fd00:c5::100
+#   affinity-client2   the same                              198.51.100.101      fd00:c5::101
 #
 # Pods of node N have 10.244.10N.0/24 and fd00:10:244:10N::/64, services 10.96.0.0/16 and fd00:10:96::/112. The machine's own
 # interfaces are left alone. Environment: STATE (where everything is written), BIN (Kubernetes' programs), SYSTEM (where
@@ -51,6 +52,7 @@ network() {
   ip -n affinity-cp addr add fd00:c5::1/64 dev segment nodad
   ip -n affinity-cp link set segment up
   plug client 100
+  plug client2 101
   for n in $NODES; do plug "n$n" "1$n"; done
   # What a CNI plugin for several nodes does beside what the plugins on each node do.
   for ns in cp n1 n2; do
@@ -131,7 +133,7 @@ down() {
       sleep 0.05
     done
   done
-  for ns in cp n1 n2 client; do ip netns del "affinity-$ns" 2>/dev/null || true; done
+  for ns in cp n1 n2 client client2; do ip netns del "affinity-$ns" 2>/dev/null || true; done
   for _ in $(seq 50); do
     find /sys/fs/cgroup -mindepth 1 -depth -type d -path '*/affinity-n[12]*' -exec rmdir {} + 2>/dev/null || true
     [ -n "$(find /sys/fs/cgroup -type d -name 'affinity-n[12]' -print -quit)" ] || break
@@ -144,11 +146,11 @@ case ${1:-} in
   up) up ;;
   down) down ;;
   in)
-    machine=${2:?a machine: cp, n1, n2 or client}
+    machine=${2:?a machine: cp, n1, n2, client or client2}
     shift 2
     [ -e "/run/netns/affinity-$machine" ] || { log "there is no machine $machine: \`cargo xtask cluster up\`"; exit 1; }
     case $machine in
-      client) exec nsenter --net=/run/netns/affinity-client "$@" ;;
+      client*) exec nsenter --net="/run/netns/affinity-$machine" "$@" ;;
       *) exec nsenter --mount --net --cgroup --pid -t "$(init "$machine")" "$@" ;;
     esac
     ;;

@@ -98,7 +98,8 @@ fn a_daemon_tells_of_health_and_metrics() -> Result<()> {
         ("affinity_map_entries{map=\"backends_v4\"}", 2.0),
         ("affinity_selections_total{reason=\"affinity-new\"}", 1.0),
         ("affinity_selections_total{reason=\"affinity-hit\"}", 2.0),
-        ("affinity_attached_interfaces{mode=\"tcx\"}", 3.0),
+        // A client, two pods and the uplink.
+        ("affinity_attached_interfaces{mode=\"tcx\"}", 4.0),
         ("affinity_rejected_objects", 0.0),
         ("affinity_source_stale_seconds{kind=\"Service\"}", 0.0),
     ] {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use affinity_common::abi::announced::{Announced, AnnouncedKey};
 use affinity_common::family::{Family as _, V4, V6};
+use affinity_common::types::Nanos;
 use affinity_tests::daemon::{Daemon, DaemonOptions, PIN_DIR, SourceDir};
 use affinity_tests::netlink::{self, Via};
 use affinity_tests::netns::Netns;
@@ -28,6 +29,7 @@ use k8s_openapi::api::core::v1::{
     LoadBalancerIngress, LoadBalancerStatus, Node, NodeAddress, NodeStatus, Service, ServiceStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use nix::time::{ClockId, clock_gettime};
 
 const SECOND: Duration = Duration::from_secs(1);
 const POD_PORT: u16 = 8080;
@@ -89,11 +91,13 @@ impl Site {
         let ifindex = self.lab.outside.node_ifindex;
         self.lab.node.mounts.enter(|| {
             let mut tables = bpf::open_pinned(Path::new(PIN_DIR))?;
+            let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?);
+            let until = Nanos(u64::try_from((now + 600 * SECOND).as_nanos())?).ticks();
             let [v4, v6] = LOAD_BALANCER.map(ip);
             let addr = V4::from_ip(v4).context("an IPv4 address")?;
-            tables.v4.announced.insert(&AnnouncedKey { addr, ifindex }, &Announced::default())?;
+            tables.v4.announced.insert(&AnnouncedKey { addr, ifindex }, &Announced { until })?;
             let addr = V6::from_ip(v6).context("an IPv6 address")?;
-            tables.v6.announced.insert(&AnnouncedKey { addr, ifindex }, &Announced::default())?;
+            tables.v6.announced.insert(&AnnouncedKey { addr, ifindex }, &Announced { until })?;
             Ok(())
         })
     }

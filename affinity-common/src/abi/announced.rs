@@ -2,7 +2,7 @@
 //! discovery (RFC 4861), and on which of its uplinks. Written by user space.
 
 use super::{Kind, MapSpec};
-use crate::{family::Family, pod::pod};
+use crate::{family::Family, pod::pod, types::Ticks};
 
 pod! {
     /// An address on an uplink.
@@ -14,11 +14,12 @@ pod! {
         pub ifindex: u32,
     }
 
-    /// That it is answered for, which is all.
+    /// For how long it is answered for.
     #[derive(Default, PartialEq, Eq, Hash)]
     pub struct Announced: 4 {
-        /// Zero.
-        pub zero: u32,
+        /// From when on it is not, unless user space, which holds the address's Lease, has said so again: another node may have
+        /// taken over from one that has lost its daemon.
+        pub until: Ticks,
     }
 }
 

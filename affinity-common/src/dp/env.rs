@@ -6,7 +6,7 @@ use crate::{
     abi::{
         addresses::AddressKey,
         affinity::{Affinity, AffinityKey, Pair},
-        announced::AnnouncedKey,
+        announced::{Announced, AnnouncedKey},
         backends::{Backend, BackendKey},
         conntrack::{Conntrack, ConntrackKey},
         events::Event,
@@ -66,8 +66,8 @@ pub trait Env<F: Family> {
     fn uplink(&self, ifindex: u32) -> Option<Uplink<F>>;
     /// Whether a service lets a client in, by the key of a client.
     fn lets_in(&self, key: &RangeKey<F>) -> bool;
-    /// Whether the node answers for an address.
-    fn announces(&self, key: &AnnouncedKey<F>) -> bool;
+    /// For how long the node answers for an address, if it does.
+    fn announced(&self, key: &AnnouncedKey<F>) -> Option<Announced>;
     /// Whether a service has the address.
     fn is_service_address(&self, key: &AddressKey<F>) -> bool;
     /// The service port behind an address and port.

@@ -61,7 +61,7 @@ fn split<const A: usize, const N: usize, const B: usize>(bytes: [u8; N]) -> ([u8
 #[inline(always)]
 fn announced<F: Family, E: Env<F>, P: Packet>(env: &E, packet: &P, addr: &F::Addr) -> Option<[u8; 6]> {
     let ifindex = packet.ifindex();
-    if !env.announces(&AnnouncedKey { addr: *addr, ifindex }) {
+    if env.announced(&AnnouncedKey { addr: *addr, ifindex })?.until.is_due(env.now().ticks()) {
         return None;
     }
     Some(env.uplink(ifindex)?.mac)

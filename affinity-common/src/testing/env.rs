@@ -10,7 +10,7 @@ use crate::{
     abi::{
         addresses::AddressKey,
         affinity::{Affinity, AffinityKey, Pair},
-        announced::AnnouncedKey,
+        announced::{Announced, AnnouncedKey},
         backends::{Backend, BackendKey},
         conntrack::{Conntrack, ConntrackKey},
         events::Event,
@@ -91,7 +91,7 @@ struct Maps<F: Family> {
     snat: BTreeMap<u32, u64>,
     uplinks: BTreeMap<u32, Uplink<F>>,
     ranges: BTreeSet<RangeKey<F>>,
-    announced: BTreeSet<AnnouncedKey<F>>,
+    announced: BTreeMap<AnnouncedKey<F>, Announced>,
     connections: BTreeMap<BackendKey, u64>,
 }
 
@@ -133,7 +133,7 @@ impl<F: Family> FakeEnv<F> {
             snat: BTreeMap::new(),
             uplinks: BTreeMap::new(),
             ranges: BTreeSet::new(),
-            announced: BTreeSet::new(),
+            announced: BTreeMap::new(),
             connections: BTreeMap::new(),
         };
         Self(Rc::new(State {
@@ -210,9 +210,9 @@ impl<F: Family> FakeEnv<F> {
         self.0.maps.borrow_mut().ranges.insert(key);
     }
 
-    /// Has the node answer for an address.
-    pub fn announce(&self, key: AnnouncedKey<F>) {
-        self.0.maps.borrow_mut().announced.insert(key);
+    /// Has the node answer for an address, for a time.
+    pub fn announce(&self, key: AnnouncedKey<F>, value: Announced) {
+        self.0.maps.borrow_mut().announced.insert(key, value);
     }
 
     /// Removes a frontend.
@@ -469,8 +469,8 @@ impl<F: Family> Env<F> for FakeEnv<F> {
         })
     }
 
-    fn announces(&self, key: &AnnouncedKey<F>) -> bool {
-        self.0.maps.borrow().announced.contains(key)
+    fn announced(&self, key: &AnnouncedKey<F>) -> Option<Announced> {
+        self.0.maps.borrow().announced.get(key).copied()
     }
 
     fn is_service_address(&self, key: &AddressKey<F>) -> bool {

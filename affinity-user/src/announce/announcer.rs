@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use affinity_common::abi::announced::{Announced, AnnouncedKey};
 use affinity_common::family::Family;
+use affinity_common::types::Seconds;
 use nix::ifaddrs::getifaddrs;
 
 use super::frames::{solicited_node_group, unasked};
@@ -59,6 +60,8 @@ pub trait Announcer: Send {
 /// By the datapath's maps.
 pub struct TableAnnouncer {
     tables: Tables,
+    /// For how long an answer stands that nobody has renewed: as long as the address's Lease.
+    lifetime: Duration,
     links: BTreeMap<u32, Arc<Mutex<Link>>>,
     /// What neighbours were told of.
     told: BTreeSet<(IpAddr, u32)>,
@@ -67,9 +70,9 @@ pub struct TableAnnouncer {
 }
 
 impl TableAnnouncer {
-    /// By these maps.
-    pub fn new(tables: Tables) -> Self {
-        Self { tables, links: BTreeMap::new(), told: BTreeSet::new(), logged: BTreeSet::new() }
+    /// By these maps. What is set stands for so long, unless it is set again.
+    pub fn new(tables: Tables, lifetime: Duration) -> Self {
+        Self { tables, lifetime, links: BTreeMap::new(), told: BTreeSet::new(), logged: BTreeSet::new() }
     }
 
     /// The uplinks' own link-layer addresses.
@@ -110,10 +113,11 @@ impl TableAnnouncer {
     fn try_set(&mut self, wanted: &BTreeSet<(IpAddr, u32)>) -> Vec<String> {
         let mut problems = Vec::new();
         let mut note = |what: &str, error: &dyn std::fmt::Display| problems.push(format!("{what}: {error}"));
-        if let Err(error) = write(&mut self.tables.v4, wanted) {
+        let until = Announced { until: crate::collector::now().after(ticks(self.lifetime)) };
+        if let Err(error) = write(&mut self.tables.v4, wanted, until) {
             note("IPv4 addresses can't be answered for", &error);
         }
-        if let Err(error) = write(&mut self.tables.v6, wanted) {
+        if let Err(error) = write(&mut self.tables.v6, wanted, until) {
             note("IPv6 addresses can't be answered for", &error);
         }
         let used: BTreeSet<u32> = wanted.iter().map(|(_, ifindex)| *ifindex).collect();
@@ -153,18 +157,24 @@ impl TableAnnouncer {
     }
 }
 
-/// Brings a map to what is wanted of its family: what is too much goes first, as room may be needed.
-fn write<F: Family>(tables: &mut FamilyTables<F>, wanted: &BTreeSet<(IpAddr, u32)>) -> Result<(), TableError> {
+/// A span in ticks.
+fn ticks(span: Duration) -> u32 {
+    Seconds::new(u32::try_from(span.as_secs()).unwrap_or(u32::MAX / 256)).ticks()
+}
+
+/// Brings a map to what is wanted of its family: what is too much goes first, as room may be needed; the rest is renewed.
+fn write<F: Family>(
+    tables: &mut FamilyTables<F>,
+    wanted: &BTreeSet<(IpAddr, u32)>,
+    value: Announced,
+) -> Result<(), TableError> {
     let key =
         |(address, ifindex): &(IpAddr, u32)| Some(AnnouncedKey::<F> { addr: F::from_ip(*address)?, ifindex: *ifindex });
     let wanted: BTreeSet<AnnouncedKey<F>> = wanted.iter().filter_map(key).collect();
     let present: BTreeSet<AnnouncedKey<F>> = tables.announced.keys()?.into_iter().collect();
     let gone: Vec<AnnouncedKey<F>> = present.difference(&wanted).copied().collect();
     tables.announced.remove_all(&gone)?;
-    for key in wanted.difference(&present) {
-        tables.announced.insert(key, &Announced::default())?;
-    }
-    Ok(())
+    wanted.iter().try_for_each(|key| tables.announced.insert(key, &value))
 }
 
 impl Announcer for TableAnnouncer {
@@ -203,6 +213,7 @@ mod tests {
     use super::*;
     use crate::tables::memory::MemoryTables;
     use affinity_common::family::{V4, V6};
+    use affinity_common::types::Ticks;
 
     #[test]
     fn maps_hold_what_is_answered_for_and_nothing_else() {
@@ -213,13 +224,15 @@ mod tests {
         let stale = AnnouncedKey::<V4> { addr: [192, 0, 2, 9], ifindex: 2 };
         tables.v4.announced.insert(&stale, &Announced::default()).expect("room");
         let wanted = [(four, 2), (four, 3), (six, 2)].into();
-        write(&mut tables.v4, &wanted).expect("room");
-        write(&mut tables.v6, &wanted).expect("room");
+        let value = Announced { until: Ticks { at: 77 } };
+        write(&mut tables.v4, &wanted, value).expect("room");
+        write(&mut tables.v6, &wanted, value).expect("room");
         let v4 = |ifindex| AnnouncedKey::<V4> { addr: [192, 0, 2, 1], ifindex };
         assert_eq!(tables.v4.announced.keys().expect("keys"), [v4(2), v4(3)]);
         let v6 = AnnouncedKey::<V6> { addr: V6::from_ip(six).expect("of the family"), ifindex: 2 };
         assert_eq!(tables.v6.announced.keys().expect("keys"), [v6]);
-        write(&mut tables.v4, &BTreeSet::new()).expect("room");
+        assert_eq!(tables.v4.announced.get(&v4(2)).expect("a value"), Some(value));
+        write(&mut tables.v4, &BTreeSet::new(), value).expect("room");
         assert!(tables.v4.announced.is_empty().expect("a number"));
     }
 }

@@ -210,7 +210,10 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
                 namespace: options.lease_namespace.clone(),
                 timing: options.leases,
             };
-            Some(Duties::start(duties, TableAnnouncer::new(bpf::open_pinned(&options.loader.pin_dir)?))?)
+            Some(Duties::start(
+                duties,
+                TableAnnouncer::new(bpf::open_pinned(&options.loader.pin_dir)?, options.leases.duration),
+            )?)
         }
         Source::Directory(_) => None,
     };

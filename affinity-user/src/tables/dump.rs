@@ -153,7 +153,7 @@ impl<F: Family> Key for AnnouncedKey<F> {
 
 impl Value for Announced {
     fn text(&self) -> String {
-        "announced".to_owned()
+        format!("until={}", self.until.at)
     }
 }
 

@@ -3,6 +3,7 @@
 mod daemon;
 mod endpoints;
 mod first;
+mod outside;
 mod service;
 mod sticky;
 
@@ -68,6 +69,7 @@ pub fn run(lab: &Lab, suite: &mut Suite, short: bool) -> Result<()> {
         step("sticky", true, &|| sticky::one_pod_each(&world, way));
         step("dns-and-api", true, &|| sticky::names(&world));
         step("first-packets", true, &|| first::packets(&world));
+        step("outside", way == Way::Packets, &|| outside::story(&world));
         step("pod-deleted", true, &|| endpoints::pod_deleted(&world));
         step("pod-unready", false, &|| endpoints::pod_unready(&world));
         step("terminating-with-connections", false, &|| endpoints::terminating(&world));
