@@ -2,8 +2,10 @@
 //! `docker load` reads. `ctr images import` and `kind load image-archive` take it, too.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
+use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType};
@@ -23,7 +25,7 @@ pub struct Image<'a> {
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The archive, and the digest of the image's manifest.
@@ -41,13 +43,24 @@ struct Blob {
     content: Vec<u8>,
 }
 
+/// `sha256:…` of a content.
+fn digest(content: &[u8]) -> String {
+    let mut digest = String::from("sha256:");
+    for byte in Sha256::digest(content) {
+        let _ = write!(digest, "{byte:02x}");
+    }
+    digest
+}
+
+/// Compressed by a compressor whose version is in `Cargo.lock`, with no time in it: the same bytes make the same bytes.
+fn compress(content: &[u8]) -> Result<Vec<u8>> {
+    let mut compressed = GzEncoder::new(Vec::new(), Compression::default());
+    compressed.write_all(content).and_then(|()| compressed.finish()).context("compressing a layer")
+}
+
 impl Blob {
     fn new(media_type: &'static str, content: Vec<u8>) -> Self {
-        let mut digest = String::from("sha256:");
-        for byte in Sha256::digest(&content) {
-            let _ = write!(digest, "{byte:02x}");
-        }
-        Self { media_type, digest, content }
+        Self { media_type, digest: digest(&content), content }
     }
 
     fn json(media_type: &'static str, content: &Value) -> Self {
@@ -68,7 +81,8 @@ impl Image<'_> {
     /// Packs the files.
     pub fn pack(&self, files: &Files) -> Result<Archive> {
         let tag = self.name.rsplit_once(':').with_context(|| format!("image {} has no tag", self.name))?.1;
-        let layer = Blob::new(LAYER, files.layer()?);
+        let files = files.layer()?;
+        let layer = Blob::new(LAYER, compress(&files)?);
         let labels: serde_json::Map<String, Value> =
             self.labels.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
         let config = Blob::json(
@@ -77,7 +91,7 @@ impl Image<'_> {
                 "architecture": architecture(),
                 "os": "linux",
                 "config": { "Entrypoint": self.entrypoint, "Env": [PATH], "Labels": labels, "User": "0:0" },
-                "rootfs": { "type": "layers", "diff_ids": [layer.digest] },
+                "rootfs": { "type": "layers", "diff_ids": [digest(&files)] },
                 "history": [{ "created_by": "cargo xtask image" }],
             }),
         );
@@ -188,10 +202,12 @@ mod tests {
         let manifest: Value = serde_json::from_slice(&blob(named)?)?;
         assert_eq!((&manifest["schemaVersion"], &manifest["mediaType"]), (&json!(2), &json!(MANIFEST)));
         let layer = &manifest["layers"][0];
-        blob(layer)?;
+        let mut files = Vec::new();
+        flate2::read::GzDecoder::new(blob(layer)?.as_slice()).read_to_end(&mut files)?;
+        assert_eq!(layer["mediaType"], LAYER);
         let config: Value = serde_json::from_slice(&blob(&manifest["config"])?)?;
-        // The layer is not compressed, so its digest is that of its content.
-        assert_eq!(config["rootfs"]["diff_ids"][0], layer["digest"]);
+        // Of what is in the layer before it was compressed.
+        assert_eq!(config["rootfs"]["diff_ids"][0], digest(&files));
         assert_eq!(config["config"]["Entrypoint"], json!(["/usr/bin/affinity"]));
         assert_eq!(config["os"], "linux");
         Ok(())

@@ -49,7 +49,7 @@ impl Files {
         self.0.insert(path, entry);
     }
 
-    /// The layer: a tar file, uncompressed, as its compression would depend on the compressor's version.
+    /// The layer: a tar file.
     pub fn layer(&self) -> Result<Vec<u8>> {
         let mut layer = Builder::new(Vec::new());
         for (path, entry) in &self.0 {
