@@ -184,9 +184,9 @@ fn port_of(hash: u32, attempt: u32) -> Port {
     /// connection has its own, so that those whose first tries meet part again.
     const DISTANCES: u32 = 905;
     const { assert!(PORTS == 16 * 1811) };
-    let first = hash::place(hash, PORTS as u32);
+    let first = hash::place(hash, u32::from(PORTS));
     let distance = 2 * hash::place(hash.rotate_left(16), DISTANCES) + 1;
-    let at = (first + attempt.wrapping_mul(distance)) % PORTS as u32;
+    let at = (first + attempt.wrapping_mul(distance)) % u32::from(PORTS);
     Port::new(FIRST_PORT + at as u16)
 }
 

@@ -202,21 +202,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         Source::Kubernetes(source) => Some(kubernetes::events::start(source, &options.node_name)),
         Source::Directory(_) => None,
     };
-    let duties = match &options.source {
-        Source::Kubernetes(source) => {
-            let duties = duties::Options {
-                source: source.clone(),
-                node: options.node_name.clone(),
-                namespace: options.lease_namespace.clone(),
-                timing: options.leases,
-            };
-            Some(Duties::start(
-                duties,
-                TableAnnouncer::new(bpf::open_pinned(&options.loader.pin_dir)?, options.leases.duration),
-            )?)
-        }
-        Source::Directory(_) => None,
-    };
+    let duties = start_duties(&options)?;
     let threads = Threads { attacher, keeper, collector, health_checks, reporter };
     let mut state = State::new(&options, reconciler, threads, cgroup, metrics.clone())?;
     state.write_status()?;
@@ -255,6 +241,19 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     tracing::info!("ends; services are served without it, until `affinity cleanup`");
     state.end();
     Ok(())
+}
+
+/// What a daemon does for the cluster, where there is one.
+fn start_duties(options: &Options) -> Result<Option<Duties>, DaemonError> {
+    let Source::Kubernetes(source) = &options.source else { return Ok(None) };
+    let duties = duties::Options {
+        source: source.clone(),
+        node: options.node_name.clone(),
+        namespace: options.lease_namespace.clone(),
+        timing: options.leases,
+    };
+    let tables = bpf::open_pinned(&options.loader.pin_dir)?;
+    Ok(Some(Duties::start(duties, TableAnnouncer::new(tables, options.leases.duration))?))
 }
 
 /// What is wrong with the source already now is for whoever has typed it, not for the log. But where an earlier daemon has left

@@ -1,4 +1,4 @@
-//! The story that services of type LoadBalancer are for: people outside of the cluster, each kept on one pod, whatever happens to
+//! The story that load balancers' services are for: people outside of the cluster, each kept on one pod, whatever happens to
 //! that pod, and to the node that answers for the address.
 
 use std::collections::BTreeSet;
@@ -141,6 +141,7 @@ pub fn story(world: &World<'_>) -> Result<Figures> {
         }
     }
 
+    let server = ways.balancer[0];
     // The daemon of the node that answers goes: another node takes over, and everybody stays where they
     // are. (Endpoints have not changed so far: who had been led elsewhere by a change that the other node's entries are older than
     // could move.)
@@ -172,7 +173,6 @@ pub fn story(world: &World<'_>) -> Result<Figures> {
     all.add(observed);
 
     // Its pod goes: it moves once.
-    let server = ways.balancer[0];
     let pod = pod_of(clients[0], server)?;
     let running: Vec<_> = clients.iter().map(|client| client.start(Question::Http, server)).collect::<Result<_>>()?;
     rest(2);
