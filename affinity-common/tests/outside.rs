@@ -156,7 +156,7 @@ fn nearly_all_ports_are_used_before_one_is_refused_and_no_flow_is_wrong<F: Wire>
     }
     world.program(2);
     let mut ports = std::collections::BTreeMap::new();
-    let refused = (0u32..).find(|&number| {
+    let refused = (0..=u32::from(PORTS)).find(|&number| {
         let [_, _, high, low] = (number / 20_000).to_be_bytes();
         let client = ([198, 51, high, low], 40_000 + u16::try_from(number % 20_000).expect("below 20,000"));
         let segment = world.services[2].segment(client, SYN);
@@ -170,7 +170,7 @@ fn nearly_all_ports_are_used_before_one_is_refused_and_no_flow_is_wrong<F: Wire>
         assert_eq!(ports.insert(seen.1, client), None, "one port for two");
         false
     });
-    let refused = refused.expect("not without end");
+    let refused = refused.expect("there are no more ports than that");
     assert!(refused as usize > usize::from(PORTS) * 95 / 100, "{refused} of {PORTS}");
     assert!(ports.keys().all(|port| *port >= FIRST_PORT && *port < FIRST_PORT + PORTS));
     for (port, client) in ports.iter().step_by(997) {

@@ -31,7 +31,7 @@ fn neighbours_are_told_three_times_and_questions_are_heard() -> Result<()> {
         let mut tables = memory.tables();
         tables.v4.uplinks.insert(&ifindex, &Uplink::<V4> { mac, ..Uplink::default() })?;
         tables.v6.uplinks.insert(&ifindex, &Uplink::<V6> { mac, ..Uplink::default() })?;
-        let mut announcer = TableAnnouncer::new(tables, Duration::from_secs(60));
+        let mut announcer = TableAnnouncer::new(tables, Duration::from_mins(1));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let place = announcer.place()?;
