@@ -273,6 +273,9 @@ fn written(allocation: &Allocation, services: &BTreeMap<ServiceName, LbService>)
 }
 
 proptest! {
+    // No seeds are kept: they mean nothing once a generator has changed.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn no_address_is_given_twice_and_what_is_given_stays(
         pools in any_pools(),
@@ -341,7 +344,9 @@ proptest! {
             for share in &outcome.shares {
                 prop_assert!(
                     before.contains(&share.address) || !before.iter().any(|it| it.is_ipv4() == share.address.is_ipv4())
-                        || mixed[name].wanted.contains(&share.address),
+                        || mixed[name].wanted.contains(&share.address)
+                        // Two had it before anything was given, and the other one has let go of it.
+                        || mixed[name].has.contains(&share.address),
                     "{}: {:?}, then {:?}", name, before, share
                 );
             }
