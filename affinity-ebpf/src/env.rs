@@ -109,7 +109,7 @@ impl<F: Maps> Env<F> for Kernel {
     #[inline(always)]
     fn uplink(&self, ifindex: u32) -> Option<Uplink<F>> {
         // SAFETY: user space replaces values of this map, it never changes them in place.
-        unsafe { F::uplinks().get(&ifindex) }.copied()
+        unsafe { F::uplinks().get(ifindex) }.copied()
     }
 
     #[inline(always)]
