@@ -19,13 +19,15 @@ use crate::{
 pub const NEXT: i32 = -1;
 
 /// What a function, generic over the family, does with a packet of its family. A macro, for a closure need not be inlined.
+/// What has none ends, but for what else is named.
 macro_rules! by_family {
-    ($ctx:ident, $function:path $(, $more:expr)?) => {{
+    ($ctx:ident, $function:path $(, $more:expr)? $(; $other:pat => $step:expr)?) => {{
         use $function as function;
         let mut packet = Skb::new(TcContext::new($ctx.skb.skb));
         match parse::ethertype(&packet) {
             Some(V4::ETHERTYPE) => function::<V4, _, _>(&Kernel, &mut packet $(, $more)?),
             Some(V6::ETHERTYPE) => function::<V6, _, _>(&Kernel, &mut packet $(, $more)?),
+            $($other => $step,)?
             _ => Step::Ends(Reason::NotIp),
         }
     }};
@@ -34,10 +36,8 @@ macro_rules! by_family {
 /// A packet from a client.
 #[inline(always)]
 pub fn ingress(ctx: &TcContext) -> i32 {
-    if is_arp(ctx) {
-        return end(ctx, Program::Ingress, Step::HandsOver(Stage::Arp));
-    }
-    end(ctx, Program::Ingress, by_family!(ctx, tc::ingress))
+    let step = by_family!(ctx, tc::ingress; Some(neighbour::ARP) => Step::HandsOver(Stage::Arp));
+    end(ctx, Program::Ingress, step)
 }
 
 /// A packet to a client.
@@ -54,11 +54,6 @@ pub fn go_on(ctx: &TcContext, stage: Stage) -> i32 {
         return end(ctx, stage.of(), Step::Ends(neighbour::arp(&Kernel, &mut packet)));
     }
     end(ctx, stage.of(), by_family!(ctx, tc::go_on, stage))
-}
-
-#[inline(always)]
-fn is_arp(ctx: &TcContext) -> bool {
-    parse::ethertype(&Skb::new(TcContext::new(ctx.skb.skb))) == Some(neighbour::ARP)
 }
 
 /// Hands the packet over, or counts it; returns what the kernel is to do with it.

@@ -11,7 +11,7 @@ use super::{
     ConntrackEntry, Env, Packet, address,
     choice::Choice,
     conntrack::{self, From},
-    parse::{Headers, NoPorts, Parse},
+    parse::{Headers, Parse},
     reject::turn_back,
     rewrite::{End, Rewrite, translate},
     select,
@@ -36,11 +36,8 @@ use crate::{
 #[inline(always)]
 pub fn request<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
     let mut headers = Headers::default();
-    match F::parse_first(packet, &mut headers) {
-        Ok(()) => {}
-        Err(NoPorts::Ends(reason)) => return Step::Ends(reason),
-        Err(NoPorts::Fragment) => return Step::Ends(Reason::Fragment),
-        Err(NoPorts::Icmp) => return Step::Ends(Reason::OtherProtocol),
+    if let Err(no_ports) = F::parse_first(packet, &mut headers) {
+        return Step::Ends(no_ports.reason());
     }
     env.in_memory(&headers);
     let Some(mut work) = env.work() else { return Step::Ends(Reason::ConntrackRefused) };
@@ -56,9 +53,7 @@ pub fn reply<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) 
     let mut headers = Headers::default();
     match F::parse_first(packet, &mut headers) {
         Ok(()) => tc::reply::<F, E, P, true>(env, packet, &mut headers),
-        Err(NoPorts::Ends(reason)) => Step::Ends(reason),
-        Err(NoPorts::Fragment) => Step::Ends(Reason::Fragment),
-        Err(NoPorts::Icmp) => Step::Ends(Reason::OtherProtocol),
+        Err(no_ports) => Step::Ends(no_ports.reason()),
     }
 }
 

@@ -79,6 +79,18 @@ pub enum NoPorts {
     Icmp,
 }
 
+impl NoPorts {
+    /// Why such a frame ends where only those with ports have come for.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Ends(reason) => reason,
+            Self::Fragment => Reason::Fragment,
+            Self::Icmp => Reason::OtherProtocol,
+        }
+    }
+}
+
 impl From<Reason> for NoPorts {
     #[inline(always)]
     fn from(reason: Reason) -> Self {

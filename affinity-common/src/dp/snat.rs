@@ -11,7 +11,7 @@ use super::{
     ConntrackEntry, Env, Packet, address, conntrack,
     conntrack::{From, Role},
     hash,
-    parse::{Headers, NoPorts, Parse},
+    parse::{Headers, Parse},
     rewrite::{End, Rewrite, translate},
     step::{self, Step},
     tc,
@@ -59,11 +59,8 @@ pub const fn is_of_range(port: Port) -> bool {
 #[inline(always)]
 pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
     let mut headers = Headers::default();
-    match F::parse_first(packet, &mut headers) {
-        Ok(()) => {}
-        Err(NoPorts::Ends(reason)) => return Step::Ends(reason),
-        Err(NoPorts::Fragment) => return Step::Ends(Reason::Fragment),
-        Err(NoPorts::Icmp) => return Step::Ends(Reason::OtherProtocol),
+    if let Err(no_ports) = F::parse_first(packet, &mut headers) {
+        return Step::Ends(no_ports.reason());
     }
     // To a pod's interface it goes as it is; what is the node's own already, or was made so by others, too.
     let Some(uplink) = env.uplink(packet.ifindex()) else { return Step::Ends(Reason::NotReply) };
@@ -209,11 +206,8 @@ fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: 
 #[inline(always)]
 pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
     let mut headers = Headers::default();
-    match F::parse_first(packet, &mut headers) {
-        Ok(()) => {}
-        Err(NoPorts::Ends(reason)) => return Step::Ends(reason),
-        Err(NoPorts::Fragment) => return Step::Ends(Reason::Fragment),
-        Err(NoPorts::Icmp) => return Step::Ends(Reason::OtherProtocol),
+    if let Err(no_ports) = F::parse_first(packet, &mut headers) {
+        return Step::Ends(no_ports.reason());
     }
     env.in_memory(&headers);
     let Headers { src, src_port, dst, dst_port, proto, .. } = headers;

@@ -167,11 +167,6 @@ impl Model {
         self.addresses_changed(addresses);
     }
 
-    /// The addresses at which node ports are.
-    pub fn node_port_addresses(&self) -> &BTreeSet<IpAddr> {
-        self.addresses.node_ports()
-    }
-
     /// A list of all objects of a kind begins: versions that come from now on take effect when it is complete, all at
     /// once. A list that was under way is dropped.
     pub fn begin(&mut self, kind: Kind) {
