@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::collections::BTreeSet;
+
 use affinity_common::abi::announced::{Announced, AnnouncedKey};
 use affinity_common::abi::backends::{BY_SCOPE, Backend, ELIGIBLE, ELIGIBLE_LOCAL};
 use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
@@ -133,7 +135,7 @@ fn pods_and_what_is_masqueraded_already_leave_as_they_are<F: Wire>() {
 
 fn clients_are_kept_by_their_own_address_and_told_apart<F: Wire>() {
     let world = world::<F>(10_000);
-    let (mut seen, mut places) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+    let (mut seen, mut places) = (BTreeSet::new(), BTreeSet::new());
     for host in 0..50 {
         let client = ([192, 0, 2, host], 40_000);
         let first = send(&world, 0, client, SYN);
@@ -235,7 +237,11 @@ fn errors_about_such_packets_reach_who_has_sent_them<F: Wire>() {
         assert_eq!(sent, error(router, CLIENT.0, &Segment { src: CLIENT, ..left.clone() }).build::<F>());
         let (reason, sent) = frame(&world, Program::Egress, UPLINK, sent);
         assert_eq!(reason, Reason::IcmpError);
-        assert_eq!(sent, error(router, CLIENT.0, &asked).build::<F>());
+        assert_eq!(
+            sent,
+            error(frontend.0, CLIENT.0, &asked).build::<F>(),
+            "nobody on the way is told of its own address"
+        );
         verify_error(&sent, quote(&asked).len());
         // About an answer: the backend sees what it has sent.
         let answer = world.services[service].answer(seen, place, ACK);
@@ -244,34 +250,67 @@ fn errors_about_such_packets_reach_who_has_sent_them<F: Wire>() {
         assert_eq!(reason, Reason::IcmpError);
         let (reason, sent) = frame(&world, Program::Egress, UPLINK, sent);
         assert_eq!(reason, Reason::IcmpError);
-        assert_eq!(sent, error(router, backend.0, &answer).build::<F>());
+        assert_eq!(sent, error(NODE, backend.0, &answer).build::<F>());
         verify_error(&sent, quote(&answer).len());
     }
 }
 
 fn fragments_follow_the_first_of_them<F: Wire>() {
-    let world = world::<F>(1_000);
-    let (place, seen) = send(&world, 1, CLIENT, 0);
-    let pieces = |segment: &Segment, id: u32| -> [Vec<u8>; 2] {
-        let upper = segment.upper::<F>();
-        [(0, 16), (16, upper.len())].map(|(from, to)| {
-            let eights = u16::try_from(from / 8).expect("a short one");
-            segment.carry::<F>(Some(Part { id, eights, more: to < upper.len() }), &upper[from..to])
-        })
-    };
-    let asked = Segment { payload: vec![5; 40], ..world.services[1].segment(CLIENT, 0) };
-    let left = Segment { src: seen, dst: Service::address(place), ..asked.clone() };
-    for (piece, expected) in pieces(&asked, 77).into_iter().zip(pieces(&left, 77)) {
-        let (_, sent) = frame(&world, Program::Ingress, UPLINK, piece);
+    for service in 0..2 {
+        let world = world::<F>(1_000);
+        let (place, seen) = send(&world, service, CLIENT, SYN);
+        answer(&world, service, CLIENT, place, seen, SYN | ACK);
+        let pieces = |segment: &Segment, id: u32| -> [Vec<u8>; 2] {
+            let upper = segment.upper::<F>();
+            [(0, 24), (24, upper.len())].map(|(from, to)| {
+                let eights = u16::try_from(from / 8).expect("a short one");
+                segment.carry::<F>(Some(Part { id, eights, more: to < upper.len() }), &upper[from..to])
+            })
+        };
+        let asked = Segment { payload: vec![5; 40], ..world.services[service].segment(CLIENT, ACK) };
+        let left = Segment { src: seen, dst: Service::address(place), ..asked.clone() };
+        for (piece, expected) in pieces(&asked, 77).into_iter().zip(pieces(&left, 77)) {
+            let (_, sent) = frame(&world, Program::Ingress, UPLINK, piece);
+            let (reason, sent) = frame(&world, Program::Egress, UPLINK, sent);
+            assert_eq!((reason, sent), (Reason::Snat, expected));
+        }
+        let answer = Segment { payload: vec![6; 40], ..world.services[service].answer(seen, place, ACK) };
+        let heard = Segment { src: world.services[service].frontend, dst: CLIENT, ..answer.clone() };
+        for (piece, expected) in pieces(&answer, 78).into_iter().zip(pieces(&heard, 78)) {
+            let (_, sent) = frame(&world, Program::Ingress, UPLINK, piece);
+            let (reason, sent) = frame(&world, Program::Egress, UPLINK, sent);
+            assert_eq!((reason, sent), (Reason::Reply, expected));
+        }
+        // Where the first of them is too big, the client is told so of what it has sent.
+        let (router, frontend) = ([203, 0, 113, 1], world.services[service].frontend);
+        let quote = |segment: &Segment| pieces(segment, 79)[0][14..].to_vec();
+        let error = |src, dst, quote| IcmpError { src, dst, trouble: Trouble::TooBig(1280), quote }.build::<F>();
+        let (reason, sent) = frame(&world, Program::Ingress, UPLINK, error(router, NODE, quote(&left)));
+        let onward = Segment { src: CLIENT, ..left.clone() };
+        assert_eq!((reason, &sent), (Reason::IcmpError, &error(router, CLIENT.0, quote(&onward))));
         let (reason, sent) = frame(&world, Program::Egress, UPLINK, sent);
-        assert_eq!((reason, sent), (Reason::Snat, expected));
+        assert_eq!((reason, sent), (Reason::IcmpError, error(frontend.0, CLIENT.0, quote(&asked))));
     }
-    let answer = Segment { payload: vec![6; 40], ..world.services[1].answer(seen, place, 0) };
-    let heard = Segment { src: world.services[1].frontend, dst: CLIENT, ..answer.clone() };
-    for (piece, expected) in pieces(&answer, 78).into_iter().zip(pieces(&heard, 78)) {
-        let (_, sent) = frame(&world, Program::Ingress, UPLINK, piece);
-        let (reason, sent) = frame(&world, Program::Egress, UPLINK, sent);
-        assert_eq!((reason, sent), (Reason::Reply, expected));
+}
+
+fn errors_of_who_is_on_the_way_to_a_pod_of_the_node_are_its_services<F: Wire>() {
+    let world = world::<F>(1_000);
+    for service in &world.services[..2] {
+        let asked = service.segment(CLIENT, SYN);
+        let (_, sent) = through(&world, Program::Ingress, UPLINK, &asked);
+        let place = backend_of::<F>(&sent).expect("a backend");
+        let (router, backend) = ([203, 0, 113, 1], Service::address(place));
+        let error = |src, dst, of: &Segment| {
+            let quote = of.build::<F>()[14..].to_vec();
+            IcmpError { src, dst, trouble: Trouble::TooBig(1280), quote }.build::<F>()
+        };
+        let onward = Segment { dst: backend, ..asked.clone() };
+        let (reason, sent) = frame(&world, Program::Egress, UPLINK, error(NODE, CLIENT.0, &onward));
+        assert_eq!((reason, sent), (Reason::IcmpError, error(service.frontend.0, CLIENT.0, &asked)));
+        let answer = service.answer(CLIENT, place, ACK);
+        let shown = Segment { src: service.frontend, ..answer.clone() };
+        let (reason, sent) = frame(&world, Program::Ingress, UPLINK, error(router, service.frontend.0, &shown));
+        assert_eq!((reason, sent), (Reason::IcmpError, error(router, backend.0, &answer)));
     }
 }
 
@@ -301,7 +340,7 @@ fn keep_local<F: Wire>(world: &World<F>, is_there: bool) {
 fn outsiders_are_kept_to_the_node_and_pods_are_not<F: Wire>() {
     let world = world::<F>(1_000);
     keep_local(&world, true);
-    let mut places = std::collections::BTreeSet::new();
+    let mut places = BTreeSet::new();
     for host in 0..30 {
         let segment = world.services[0].segment(([192, 0, 2, host], 40_000), SYN);
         let (reason, sent) = through(&world, Program::Ingress, UPLINK, &segment);
@@ -342,6 +381,21 @@ fn only_clients_of_the_ranges_are_let_in<F: Wire>() {
     assert_eq!(then, open);
 }
 
+/// It does not come straight back: nobody would answer the node's own.
+fn a_pod_elsewhere_reaches_itself_as_anybody<F: Wire>() {
+    let world = world::<F>(1_000);
+    let (own, _) = Service::address(0);
+    let mut places = BTreeSet::<usize>::new();
+    for port in 40_000..40_032 {
+        let client = (own, port);
+        let (place, seen) = send(&world, 2, client, SYN);
+        answer(&world, 2, client, place, seen, SYN | ACK);
+        assert_eq!(send(&world, 2, client, ACK), (place, seen));
+        places.insert(place);
+    }
+    assert!(places.contains(&0) && places.len() > 1, "{places:?}");
+}
+
 fn a_connection_that_is_over_leaves_its_entries_to_the_collector<F: Wire>() {
     let world = world::<F>(1_000);
     let (place, seen) = send(&world, 0, CLIENT, SYN);
@@ -368,8 +422,10 @@ in_both_families!(
     what_was_evicted_is_made_again_on_the_same_port,
     errors_about_such_packets_reach_who_has_sent_them,
     fragments_follow_the_first_of_them,
+    errors_of_who_is_on_the_way_to_a_pod_of_the_node_are_its_services,
     outsiders_are_kept_to_the_node_and_pods_are_not,
     only_clients_of_the_ranges_are_let_in,
+    a_pod_elsewhere_reaches_itself_as_anybody,
     a_connection_that_is_over_leaves_its_entries_to_the_collector,
 );
 

@@ -77,6 +77,14 @@ pub async fn set_down(handle: &Handle, name: &str) -> Result<()> {
     set(handle, name, LinkUnspec::new_with_name(name).down().build()).await
 }
 
+/// Changes a link's MTU, in bytes.
+///
+/// # Errors
+/// Where there is none of that name, or it can't have so large a one.
+pub async fn set_mtu(handle: &Handle, name: &str, mtu: u32) -> Result<()> {
+    set(handle, name, LinkUnspec::new_with_name(name).mtu(mtu).build()).await
+}
+
 /// Enslaves a link to the link with the index `controller` (a bridge).
 ///
 /// # Errors

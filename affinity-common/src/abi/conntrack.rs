@@ -152,6 +152,13 @@ impl<F: Family> Conntrack<F> {
         self.ends & OUTSIDE != 0
     }
 
+    /// Whether a packet of this end's goes straight back to it (hairpin): that of a pod of the node that is its own backend. One
+    /// that has come in by an uplink leaves as the node's own, as to any other backend elsewhere.
+    #[inline(always)]
+    pub fn is_hairpin(&self, src: &F::Addr) -> bool {
+        self.addr == *src && !self.is_from_outside()
+    }
+
     /// Whether nothing was seen of it for its lifetime.
     #[inline(always)]
     pub fn has_expired(&self, lifetime: Seconds, now: Ticks) -> bool {

@@ -45,7 +45,7 @@ pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P
         };
     }
     let Headers { src, dst, proto, .. } = headers;
-    let to = noted(env, &headers, payload.part).and_then(|noted| {
+    let held = noted(env, &headers, payload.part).and_then(|noted| {
         let entry = if is_like_reply && snat::is_of_range(noted.dst_port) {
             env.conntrack(&ConntrackKey::snat_reply(dst, noted.dst_port, src, noted.src_port, proto))?
         } else {
@@ -53,14 +53,14 @@ pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P
         };
         entry.count_packet();
         entry.set_last_seen(env.now().ticks());
-        Some(entry.load().addr)
+        Some(entry.load())
     });
-    let Some(to) = to else {
+    let Some(held) = held else {
         let is_lost = address::is_service(env, &dst);
         return Step::Ends(if is_lost { Reason::FragmentAlone } else { Reason::Fragment });
     };
-    let mut done = F::write_address(packet, headers.l3, End::Destination, &dst, &to);
-    let is_hairpin = to == src;
+    let mut done = F::write_address(packet, headers.l3, End::Destination, &dst, &held.addr);
+    let is_hairpin = held.is_hairpin(&src);
     if is_hairpin {
         done = done
             .and_then(|()| F::write_address(packet, headers.l3, End::Source, &src, &dst))

@@ -200,7 +200,7 @@ fn rewrite<F: Rewrite, P: Packet>(
     way: &Conntrack<F>,
     reason: Reason,
 ) -> Step {
-    let is_hairpin = way.addr == headers.src;
+    let is_hairpin = way.is_hairpin(&headers.src);
     let source = if is_hairpin { headers.dst } else { headers.src };
     if translate(packet, headers, End::Destination, &way.addr, way.port).is_err() {
         return Step::Ends(Reason::RewriteFailed);

@@ -14,7 +14,7 @@ use network_types::{
 
 use super::{
     Checksum, ConntrackEntry, Env, Packet, RewriteError, address, neighbour,
-    parse::{Headers, NoPorts, Parse, field},
+    parse::{FRAGMENT_HEADER, FRAGMENT_HEADER_LEN, Headers, NoPorts, Parse, field},
     reject::{self, Answer, ICMP_LEN, Reject, turn_back},
     rewrite::{End, Rewrite},
     snat,
@@ -111,17 +111,27 @@ impl Icmp for V6 {
         }
     }
 
-    /// Without extension headers.
+    /// Without extension headers but that of a fragment.
     #[inline(always)]
     fn quoted<P: Packet>(packet: &P, l3: usize, headers: &mut Headers<V6>) -> Option<()> {
         let header: [u8; Ipv6Hdr::LEN] = packet.read(l3)?;
         if header[0] >> 4 != 6 {
             return None;
         }
-        (headers.l3, headers.l4) = (l3, l3 + Ipv6Hdr::LEN);
+        let (mut next, mut header_len) = (header[offset_of!(Ipv6Hdr, next_hdr)], Ipv6Hdr::LEN);
+        if next == FRAGMENT_HEADER {
+            let [then, _, high, low]: [u8; 4] = packet.read(l3 + Ipv6Hdr::LEN)?;
+            // Only the first one has ports.
+            if u16::from_be_bytes([high, low]) >> 3 != 0 {
+                return None;
+            }
+            (next, header_len) = (then, Ipv6Hdr::LEN + FRAGMENT_HEADER_LEN);
+        }
+        let header_len = packet.unknown(header_len) & 0x3f;
+        (headers.l3, headers.l4) = (l3, l3 + header_len);
         headers.src = field(&header, offset_of!(Ipv6Hdr, src_addr));
         headers.dst = field(&header, offset_of!(Ipv6Hdr, dst_addr));
-        headers.proto = Proto { number: header[offset_of!(Ipv6Hdr, next_hdr)] };
+        headers.proto = Proto { number: next };
         ports(packet, headers)
     }
 }
@@ -204,7 +214,7 @@ fn error_from_client<F: Icmp, E: Env<F>, P: Packet>(env: &E, packet: &mut P, out
     };
     let held = entry.load();
     // Who sent what is quoted: the backend, or the client itself to the service's address.
-    let is_hairpin = held.addr == dst;
+    let is_hairpin = held.is_hairpin(&dst);
     let (from, from_port) = (&held.addr, held.port);
     let to = if is_hairpin { &quoted.src } else { &quoted.dst };
     let mut done = rewrite_quote(packet, outer, len, &quoted, (from, from_port), (to, held.client_port));
@@ -241,7 +251,8 @@ fn error_about_snat<F: Icmp, E: Env<F>, P: Packet>(
     Some(outcome(done, Reason::IcmpError))
 }
 
-/// An error about an answer to a packet that has left as the node's own, on its way to the backend: it shows what that has sent.
+/// An error about an answer to a packet that has left as the node's own, on its way to the backend: it shows what that has sent,
+/// and leaves as the node's own, too.
 #[inline(always)]
 fn error_to_backend_elsewhere<F: Icmp, E: Env<F>, P: Packet>(
     env: &E,
@@ -258,7 +269,8 @@ fn error_to_backend_elsewhere<F: Icmp, E: Env<F>, P: Packet>(
         return Reason::OtherProtocol;
     };
     let held = entry.load();
-    let done = rewrite_quote(packet, outer, len, quoted, (&src, src_port), (&held.addr, held.client_port));
+    let done = rewrite_quote(packet, outer, len, quoted, (&src, src_port), (&held.addr, held.client_port))
+        .and_then(|()| rewrite_outer(packet, outer, End::Source, &outer.src, &held.addr));
     outcome(done, Reason::IcmpError)
 }
 
@@ -275,8 +287,10 @@ fn error_to_client<F: Icmp, E: Env<F>, P: Packet>(env: &E, packet: &mut P, outer
     };
     let held = entry.load();
     let mut done = rewrite_quote(packet, outer, len, &quoted, (&quoted.src, held.client_port), (&held.addr, held.port));
-    // The backend's own errors are the service's; those of who is on the way are their own.
-    if outer.src == dst {
+    // The backend's own errors are the service's; those of who is on the way are their own. But to who is outside all are the
+    // service's, as with netfilter: the router that tells of a way behind the node may be the one before it, and drops what comes
+    // to it with its own address.
+    if outer.src == dst || held.is_from_outside() {
         done = done.and_then(|()| rewrite_outer(packet, outer, End::Source, &outer.src, &held.addr));
     }
     outcome(done, Reason::IcmpError)

@@ -248,7 +248,7 @@ impl Parse for V6 {
             let [after, _, high, low, id @ ..]: [u8; 8] = packet.read(L3 + header_len).ok_or(Reason::Malformed)?;
             let offset = u16::from_be_bytes([high, low]);
             part = Part::new(id, offset >> 3, offset & 1 != 0);
-            (next, header_len) = (after, header_len + 8);
+            (next, header_len) = (after, header_len + FRAGMENT_HEADER_LEN);
         }
         let proto = Proto { number: next };
         if proto != Proto::TCP && proto != Proto::UDP && proto != Self::ICMP {
@@ -265,8 +265,12 @@ impl Parse for V6 {
 
 // IPv6 extension headers by their number (IANA, "IPv6 Extension Header Types").
 const HOP_BY_HOP: u8 = 0;
-const FRAGMENT_HEADER: u8 = 44;
+/// That of a fragment.
+pub(super) const FRAGMENT_HEADER: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
+
+/// Bytes of the header of a fragment (RFC 8200, section 4.5).
+pub(super) const FRAGMENT_HEADER_LEN: usize = 8;
 
 /// The length of an IP packet that says it is of `said` bytes, or `None` if the frame is shorter. A GSO packet over 64 kB
 /// says 0 (BIG TCP: kernel commits b1a78b9b9886 for IPv4, 7c96d8ec96bb for IPv6).

@@ -243,7 +243,7 @@ fn backend<F: Family, E: Env<F>, P: Packet>(
     choice.reason = step::any_reason(packet, choice.reason);
     headers.from_outside = is_on_uplink(env, packet);
     // The client itself, or ports that are taken: its own end is to be translated too.
-    let opened = if choice.backend.addr == headers.src {
+    let opened = if choice.backend.addr == headers.src && !headers.from_outside {
         Err(Reason::Collision)
     } else if let Some(mut work) = env.work() {
         conntrack::open(env, &mut key, &mut work.way, known, frontend, &choice, headers, now)
