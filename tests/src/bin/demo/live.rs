@@ -13,7 +13,7 @@ use ratatui::style::{Style, Stylize as _};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Cell, Gauge, Paragraph, Row, Table};
 
-use crate::stage::{Service, Stage, Way};
+use crate::stage::{Door, Service, Stage, Way};
 
 /// How often each client asks each service.
 const PACE: Duration = Duration::from_millis(150);
@@ -23,13 +23,15 @@ const NEWS: usize = 8;
 /// What is shown.
 #[derive(Default)]
 struct View {
-    /// Per service, client and pod: requests.
+    /// Per service, client (and, of the sticky one, somebody outside) and pod: requests.
     reached: [Vec<BTreeMap<String, u64>>; 2],
     /// Per service and client: the last pod.
     last: [Vec<Option<String>>; 2],
     sessions: Vec<SessionRow>,
     news: VecDeque<String>,
     asking: bool,
+    /// How often they have asked so far.
+    asked: usize,
     daemon: u32,
     /// Where `affinity` is.
     binary: String,
@@ -41,8 +43,8 @@ const SERVICES: [Service; 2] = [Service::Sticky, Service::Spread];
 pub fn run(stage: &mut Stage) -> Result<()> {
     let clients = stage.clients().len();
     let mut view = View {
-        reached: [vec![BTreeMap::new(); clients], vec![BTreeMap::new(); clients]],
-        last: [vec![None; clients], vec![None; clients]],
+        reached: [vec![BTreeMap::new(); clients + 1], vec![BTreeMap::new(); clients]],
+        last: [vec![None; clients + 1], vec![None; clients]],
         asking: true,
         daemon: stage.daemon_pid().unwrap_or_default(),
         binary: binary()?.display().to_string(),
@@ -63,23 +65,40 @@ impl View {
 
     fn ask(&mut self, stage: &Stage) {
         for (index, service) in SERVICES.into_iter().enumerate() {
-            for (client, name) in stage.clients().into_iter().enumerate() {
-                match stage.ask(client, service, Way::Sockets) {
-                    Ok(pod) => {
-                        *self.reached[index][client].entry(pod.clone()).or_default() += 1;
-                        let before = self.last[index][client].replace(pod.clone());
-                        if service == Service::Sticky
-                            && stage.affinity().is_some()
-                            && before.as_ref().is_some_and(|before| *before != pod)
-                        {
-                            self.tell(format!("{name} moved from {} to {pod}", before.unwrap_or_default()));
-                        }
-                    }
-                    Err(error) => self.tell(format!("{error:#}")),
-                }
+            for client in 0..stage.clients().len() {
+                self.note(stage, index, client, stage.ask(client, service, Way::Sockets));
             }
         }
+        self.asked += 1;
+        let door = Door::ALL[self.asked % Door::ALL.len()];
+        let answer = stage.ask_from_outside(stage.outsiders()[0], door);
+        self.note(stage, 0, stage.clients().len(), answer.map(|(pod, _)| pod));
     }
+
+    fn note(&mut self, stage: &Stage, service: usize, client: usize, answer: Result<String>) {
+        let pod = match answer {
+            Ok(pod) => pod,
+            Err(error) => return self.tell(format!("{error:#}")),
+        };
+        *self.reached[service][client].entry(pod.clone()).or_default() += 1;
+        let before = self.last[service][client].replace(pod.clone());
+        if let Some(before) = before
+            && SERVICES[service] == Service::Sticky
+            && stage.affinity().is_some()
+            && before != pod
+        {
+            self.tell(format!("{} moved from {before} to {pod}", names(stage, SERVICES[service])[client]));
+        }
+    }
+}
+
+/// Who asks a service.
+fn names(stage: &Stage, service: Service) -> Vec<String> {
+    let mut names = stage.clients();
+    if service == Service::Sticky {
+        names.push("outside".to_owned());
+    }
+    names
 }
 
 fn watch(stage: &mut Stage, view: &mut View, terminal: &mut DefaultTerminal) -> Result<()> {
@@ -136,7 +155,7 @@ fn draw(frame: &mut ratatui::Frame<'_>, stage: &Stage, view: &View) {
     let rows = clients.len() as u16;
     let [title, sticky, spread, sessions, news, help] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(rows + 4),
+        Constraint::Length(rows + 5),
         Constraint::Length(rows + 4),
         Constraint::Length(rows + 2),
         Constraint::Min(3),
@@ -150,7 +169,10 @@ fn draw(frame: &mut ratatui::Frame<'_>, stage: &Stage, view: &View) {
             _ => String::from("None"),
         };
         let block = Block::bordered().title(format!(" {}: sessionAffinity {affinity} ", service.name()));
-        frame.render_widget(matrix(stage, &view.reached[index], &view.last[index]).block(block), area);
+        frame.render_widget(
+            matrix(stage, names(stage, service), &view.reached[index], &view.last[index]).block(block),
+            area,
+        );
     }
     draw_sessions(frame, stage, view, sessions);
     let lines: Vec<Line<'_>> = view.news.iter().map(|line| Line::from(format!(" {line}"))).collect();
@@ -162,13 +184,18 @@ fn draw(frame: &mut ratatui::Frame<'_>, stage: &Stage, view: &View) {
     frame.render_widget(Paragraph::new(help_text), help);
 }
 
-fn matrix(stage: &Stage, reached: &[BTreeMap<String, u64>], last: &[Option<String>]) -> Table<'static> {
+fn matrix(
+    stage: &Stage,
+    names: Vec<String>,
+    reached: &[BTreeMap<String, u64>],
+    last: &[Option<String>],
+) -> Table<'static> {
     let pods = stage.pods();
     let header = std::iter::once(Cell::from("")).chain(pods.iter().map(|(name, ready)| {
         let cell = Cell::from(name.clone());
         if *ready { cell } else { cell.style(Style::new().red().crossed_out()) }
     }));
-    let rows = stage.clients().into_iter().enumerate().map(|(client, name)| {
+    let rows = names.into_iter().enumerate().map(|(client, name)| {
         let counts = pods.iter().map(|(pod, _)| {
             let count = reached[client].get(pod).copied().unwrap_or_default();
             let cell = Cell::from(if count == 0 { String::from(".") } else { count.to_string() });

@@ -8,18 +8,46 @@ pub const STICKY: &str = "orders";
 /// The service that spreads them.
 pub const SPREAD: &str = "catalog";
 
+/// The node, as the daemon is told.
+pub const NODE: &str = "node";
+
+/// How a service is reached from outside.
+pub struct Outside {
+    /// By a port of the node's.
+    pub node_port: u16,
+    /// By an address of a load balancer's.
+    pub balancer: IpAddr,
+}
+
+/// The node with its addresses.
+pub fn node(addresses: &[IpAddr]) -> String {
+    let mut yaml = format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {NODE}\nstatus:\n  addresses:\n");
+    for address in addresses {
+        writeln!(yaml, "  - {{type: InternalIP, address: \"{address}\"}}").expect("a string takes it");
+    }
+    yaml
+}
+
 /// A service of the demonstration.
-pub fn service(name: &str, address: IpAddr, timeout: Option<u32>) -> String {
+pub fn service(name: &str, address: IpAddr, timeout: Option<u32>, outside: Option<&Outside>) -> String {
     let affinity = match timeout {
         Some(seconds) => format!(
             "  sessionAffinity: ClientIP\n  sessionAffinityConfig:\n    clientIP:\n      timeoutSeconds: {seconds}\n"
         ),
         None => "  sessionAffinity: None\n".to_owned(),
     };
+    let (kind, node_port, status) = match outside {
+        Some(Outside { node_port, balancer }) => (
+            "LoadBalancer",
+            format!("    nodePort: {node_port}\n"),
+            format!("status:\n  loadBalancer:\n    ingress:\n    - ip: \"{balancer}\"\n"),
+        ),
+        None => ("ClusterIP", String::new(), String::new()),
+    };
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  \
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  type: {kind}\n  \
          clusterIP: \"{address}\"\n  clusterIPs: [\"{address}\"]\n{affinity}  ports:\n  - name: http\n    port: 80\n    \
-         protocol: TCP\n    targetPort: 8080\n"
+         protocol: TCP\n    targetPort: 8080\n{node_port}{status}"
     )
 }
 

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use affinity_tests::cgroup::ThreadCgroup;
 use affinity_tests::daemon::{Daemon, DaemonOptions, SourceDir};
-use affinity_tests::topology::{Families, Host, Lab, LabOptions};
+use affinity_tests::netlink::{self, Via};
+use affinity_tests::topology::{ETH0, Families, Host, Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::view::SessionRow;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::manifests::{self, SPREAD, STICKY};
+use crate::manifests::{self, NODE, Outside, SPREAD, STICKY};
 
 const POD_PORT: u16 = 8080;
 /// How long the daemon may take to program a change.
@@ -59,6 +60,54 @@ pub enum Way {
     Sockets,
 }
 
+/// How somebody outside reaches the sticky service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// By a port of the node.
+    NodePort,
+    /// By an address of a load balancer's, which is routed to the node.
+    Balancer,
+}
+
+impl Door {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::NodePort, Self::Balancer];
+}
+
+/// People outside: addresses of one machine.
+const OUTSIDERS: u8 = 4;
+const NODE_PORT: u16 = 30_080;
+
+/// An address of the load balancer's, of the family of this one.
+fn balancer(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::new(203, 0, 113, 10).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0xfd00, 0x203, 0, 0, 0, 0, 0, 0x10).into(),
+    }
+}
+
+/// An address of somebody outside, of the family of this one.
+fn outsider(like: IpAddr, number: u8) -> IpAddr {
+    let last = 151 + number;
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::new(198, 51, 100, last).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0xfd00, 0xc5, 0, 0, 0, 0, 0, last.into()).into(),
+    }
+}
+
+/// Gives the machine outside its people's addresses, and the way to the load balancer's.
+fn settle(lab: &Lab) -> Result<()> {
+    let (like, node) = (lab.outside.ip(), lab.node.addresses[0]);
+    let (prefix, host) = if like.is_ipv4() { (24, 32) } else { (64, 128) };
+    lab.outside.netns.netlink(async |handle| {
+        let eth0 = netlink::link(&handle, ETH0).await?.index;
+        for number in 0..OUTSIDERS {
+            netlink::add_address(&handle, eth0, outsider(like, number), prefix).await?;
+        }
+        netlink::add_route(&handle, balancer(like), host, Via::Gateway(node)).await
+    })
+}
+
 /// A pod of both services.
 struct Pod {
     host: Host,
@@ -84,7 +133,7 @@ pub struct Stage {
 impl Stage {
     /// Sets it all up and waits until the daemon has programmed the services.
     pub fn set(timeout: u32, attach: &str, families: Families) -> Result<Self> {
-        eprintln!("setting up 3 clients, 5 pods and a node, in network namespaces of this process");
+        eprintln!("setting up 3 clients, 5 pods, a node and the world outside, in network namespaces of this process");
         let cgroup = ThreadCgroup::enter()?;
         let lab = Lab::new(LabOptions { families, ..LabOptions::default() })?;
         let pods = lab
@@ -95,7 +144,9 @@ impl Stage {
                 Ok(Pod { host: host.clone(), server, ready: true })
             })
             .collect::<Result<Vec<_>>>()?;
+        settle(&lab)?;
         let source = SourceDir::new()?;
+        source.write_text(NODE, &manifests::node(&lab.node.addresses))?;
         write_manifests(&source, &pods, Some(timeout))?;
         eprintln!("starting the daemon on the YAML in {}", source.path().display());
         let namespaces = tempfile::Builder::new().prefix("affinity-netns-").tempdir()?;
@@ -105,6 +156,7 @@ impl Stage {
         let directory = namespaces.path().display().to_string();
         let mut options =
             DaemonOptions::new(source.source()).arguments(["--attach", attach, "--netns-dir", &directory]);
+        options = options.arguments(["--node-name", NODE]);
         options.cgroup = Some(cgroup.path().to_owned());
         options.interfaces = vec!["cli*".to_owned()];
         let daemon = Daemon::start(&lab.node, options)?;
@@ -146,6 +198,24 @@ impl Stage {
         Ok(answer.backend)
     }
 
+    /// The addresses of people outside.
+    pub fn outsiders(&self) -> Vec<IpAddr> {
+        (0..OUTSIDERS).map(|number| outsider(self.lab.outside.ip(), number)).collect()
+    }
+
+    /// Asks the sticky service on behalf of somebody outside; returns the pod's name, and whom it took for its client.
+    pub fn ask_from_outside(&self, person: IpAddr, door: Door) -> Result<(String, IpAddr)> {
+        let server = match door {
+            Door::NodePort => SocketAddr::new(self.lab.node.addresses[0], NODE_PORT),
+            Door::Balancer => SocketAddr::new(balancer(person), 80),
+        };
+        let options = ClientOptions { source: Some(SocketAddr::new(person, 0)), timeout: Duration::from_secs(2) };
+        // Its own sockets are no business of the node's.
+        let answer = self.cgroup.outside(|| http_get(&self.lab.outside.netns, server, &options));
+        let answer = answer.with_context(|| format!("{person} to {server}"))?;
+        Ok((answer.backend, answer.client.ip()))
+    }
+
     /// How many connections of clients were given a pod, by their packets and by their sockets.
     pub fn connections(&self) -> Result<[u64; 2]> {
         let status = self.daemon.cli().json(&["status"])?;
@@ -180,10 +250,11 @@ impl Stage {
         self.apply()
     }
 
-    /// The affinity entries, as `affinity session list -o json` has them.
+    /// The clients' affinity entries of the sticky service, as `affinity session list -o json` has them.
     pub fn sessions(&self) -> Result<Vec<SessionRow>> {
         let mut sessions = self.daemon.cli().sessions()?;
-        sessions.retain(|row| row.service.ends_with(Service::Sticky.name()));
+        let clients: Vec<IpAddr> = self.lab.clients.iter().map(Host::ip).collect();
+        sessions.retain(|row| row.service.ends_with(Service::Sticky.name()) && clients.contains(&row.client));
         Ok(sessions)
     }
 
@@ -206,10 +277,11 @@ fn write_manifests(source: &SourceDir, pods: &[Pod], timeout: Option<u32>) -> Re
     let family = pods.first().context("no pods")?.host.ip();
     let pods: Vec<_> =
         pods.iter().filter(|pod| pod.ready).map(|pod| (pod.host.name.clone(), pod.host.ip(), true)).collect();
-    for (service, timeout) in [(Service::Sticky, timeout), (Service::Spread, None)] {
+    let outside = Outside { node_port: NODE_PORT, balancer: balancer(family) };
+    for (service, timeout, outside) in [(Service::Sticky, timeout, Some(&outside)), (Service::Spread, None, None)] {
         let yaml = format!(
             "{}---\n{}",
-            manifests::service(service.name(), service.ip(family), timeout),
+            manifests::service(service.name(), service.ip(family), timeout, outside),
             manifests::slice(service.name(), family, &pods)
         );
         source.write_text(service.name(), &yaml)?;

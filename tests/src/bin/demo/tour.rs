@@ -1,6 +1,7 @@
 //! The tour: what sticky services promise, act by act, each with what must be seen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use affinity_tests::view::SessionRow;
 use anyhow::Result;
 use comfy_table::{Table, presets};
 
-use crate::stage::{Service, Stage, Way};
+use crate::stage::{Door, Service, Stage, Way};
 
 /// Which client reached which pod how often.
 type Seen = Vec<BTreeMap<String, u32>>;
@@ -44,7 +45,7 @@ pub fn run(stage: &mut Stage, requests: u32) -> Result<bool> {
     tour.act(&format!("{requests} requests of three clients to a service with sessionAffinity: ClientIP"));
     let before = stage.connections()?;
     let sticky = ask_all(stage, Service::Sticky, requests)?;
-    show(stage, &sticky);
+    show(stage, &stage.clients(), &sticky);
     let after = stage.connections()?;
     // In turn, but for the last round; a first packet that was lost and comes again is counted again.
     let half = u64::from(requests / 2).saturating_sub(3);
@@ -62,14 +63,33 @@ pub fn run(stage: &mut Stage, requests: u32) -> Result<bool> {
 
     tour.act("the same clients to a service with sessionAffinity: None");
     let spread = ask_all(stage, Service::Spread, 150)?;
-    show(stage, &spread);
+    show(stage, &stage.clients(), &spread);
     tour.expect("each client reached several pods", spread.iter().all(|pods| pods.len() >= 3));
+
+    let people = stage.outsiders();
+    tour.act(&format!("{} people outside, by the node's port and by the load balancer's address", people.len()));
+    let (mut from_outside, mut as_themselves) = (Vec::new(), true);
+    for person in &people {
+        let mut pods = BTreeMap::new();
+        for door in Door::ALL.into_iter().cycle().take(50) {
+            let (pod, client) = stage.ask_from_outside(*person, door)?;
+            as_themselves &= client == *person;
+            *pods.entry(pod).or_default() += 1;
+        }
+        from_outside.push(pods);
+    }
+    let names: Vec<String> = people.iter().map(IpAddr::to_string).collect();
+    show(stage, &names, &from_outside);
+    tour.expect("each reached one pod, by whichever of them", from_outside.iter().all(|pods| pods.len() == 1));
+    let used: BTreeSet<&String> = from_outside.iter().flat_map(BTreeMap::keys).collect();
+    tour.expect("different people reached at least two pods", used.len() >= 2);
+    tour.expect("and the pods saw their own addresses", as_themselves);
 
     let lost = pod_of(&sticky, 0);
     tour.act(&format!("{lost} goes away"));
     stage.take_away(&lost)?;
     let after = ask_all(stage, Service::Sticky, 60)?;
-    show(stage, &after);
+    show(stage, &stage.clients(), &after);
     let moved = |client: usize| pod_of(&after, client) != pod_of(&sticky, client);
     let was_there = |client: usize| pod_of(&sticky, client) == lost;
     let clients = 0..stage.clients().len();
@@ -81,7 +101,7 @@ pub fn run(stage: &mut Stage, requests: u32) -> Result<bool> {
     tour.act(&format!("{lost} comes back"));
     stage.bring_back(&lost)?;
     let back = ask_all(stage, Service::Sticky, 60)?;
-    show(stage, &back);
+    show(stage, &stage.clients(), &back);
     tour.expect("nobody moves again", clients.clone().all(|c| pod_of(&back, c) == pod_of(&after, c)));
 
     tour.act(&format!("nobody asks for {timeout} s, the service's timeoutSeconds"));
@@ -97,17 +117,17 @@ pub fn run(stage: &mut Stage, requests: u32) -> Result<bool> {
     tour.expect("then they have expired", !sessions.is_empty() && sessions.iter().all(|s| !s.is_live()));
     show_sessions(stage)?;
     let fresh = ask_all(stage, Service::Sticky, 60)?;
-    show(stage, &fresh);
+    show(stage, &stage.clients(), &fresh);
     tour.expect("a fresh choice for each client, which it keeps", fresh.iter().all(|pods| pods.len() == 1));
 
     tour.act("the service is switched to sessionAffinity: None, and back");
     stage.set_sticky(false)?;
     let none = ask_all(stage, Service::Sticky, 150)?;
-    show(stage, &none);
+    show(stage, &stage.clients(), &none);
     tour.expect("its clients spread", none.iter().all(|pods| pods.len() >= 3));
     stage.set_sticky(true)?;
     let again = ask_all(stage, Service::Sticky, 60)?;
-    show(stage, &again);
+    show(stage, &stage.clients(), &again);
     tour.expect("and are kept again", again.iter().all(|pods| pods.len() == 1));
 
     println!("\n{} expectations held, {} did not", tour.kept, tour.broken);
@@ -131,15 +151,15 @@ fn ask_all(stage: &Stage, service: Service, requests: u32) -> Result<Seen> {
     Ok(seen)
 }
 
-fn show(stage: &Stage, seen: &Seen) {
+fn show(stage: &Stage, names: &[String], seen: &Seen) {
     let pods = stage.pods();
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    let names = pods.iter().map(|(name, ready)| if *ready { name.clone() } else { format!("({name})") });
-    table.set_header(std::iter::once(String::new()).chain(names));
-    for (client, reached) in stage.clients().into_iter().zip(seen) {
+    let header = pods.iter().map(|(name, ready)| if *ready { name.clone() } else { format!("({name})") });
+    table.set_header(std::iter::once(String::new()).chain(header));
+    for (client, reached) in names.iter().zip(seen) {
         let counts = pods.iter().map(|(name, _)| reached.get(name).map_or(String::from("."), u32::to_string));
-        table.add_row(std::iter::once(client).chain(counts));
+        table.add_row(std::iter::once(client.clone()).chain(counts));
     }
     let total =
         pods.iter().map(|(name, _)| seen.iter().filter_map(|reached| reached.get(name)).sum::<u32>().to_string());
