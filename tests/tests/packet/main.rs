@@ -1,5 +1,6 @@
 //! The loaded programs, driven by whole packets through `BPF_PROG_TEST_RUN`; whole packets compared.
 
+mod flood;
 mod fragments;
 mod hairpin;
 mod icmp;
@@ -160,6 +161,9 @@ macro_rules! in_both_families {
 }
 
 in_both_families! {
+    flood {
+        clients_that_are_there_survive_a_flood_of_first_packets,
+    }
     services {
         a_connection_is_translated_both_ways,
         udp_is_translated_both_ways,
