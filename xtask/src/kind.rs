@@ -26,7 +26,7 @@ enum Verb {
         #[arg(long)]
         without_cni: bool,
     },
-    /// Install the demo (five pods, a sticky service, a client) and ask for it
+    /// Install the demo (five pods, a sticky service, a client), and ask for it from inside and from outside
     Demo,
     /// Delete the cluster
     Down,
@@ -40,6 +40,8 @@ const PROGRAMS: [(&str, &str); 3] = [
 /// The cluster's name in kind/cluster.yaml.
 const NAME: &str = "affinity";
 const CONTEXT: &str = "kind-affinity";
+/// The image of the demo's pods, which has a shell and curl.
+const IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.53";
 /// How many requests the demo makes over each family.
 const REQUESTS: u32 = 20;
 
@@ -100,15 +102,62 @@ fn demo() -> Result<()> {
     process::run(kubectl(&["-n", "demo", "rollout", "status", "deployment/web", "--timeout=3m"]))?;
     process::run(kubectl(&["-n", "demo", "wait", "--for=condition=Ready", "pod/client", "--timeout=3m"]))?;
     for family in ["-4", "-6"] {
-        let ask = format!(
-            "for i in $(seq {REQUESTS}); do curl -s {family} --max-time 5 http://web.demo.svc.cluster.local/hostname; echo; \
-             done | sort | uniq -c"
-        );
+        let ask = asking(&format!("{family} http://web.demo.svc.cluster.local/hostname"));
         println!("{REQUESTS} requests by curl {family}, and who answered:");
         process::run(kubectl(&["-n", "demo", "exec", "client", "--", "sh", "-c", &ask]))?;
     }
+    from_outside()?;
     println!("and the sessions that one of the nodes knows:");
     process::run(kubectl(&["-n", "affinity-system", "exec", "daemonset/affinity", "--", "affinity", "session", "list"]))
+}
+
+/// Containers on the nodes' network that are no nodes: clients outside of the cluster.
+const OUTSIDERS: [&str; 2] = ["affinity-outside-1", "affinity-outside-2"];
+
+/// Gives the service addresses that outsiders reach it by, and has two of them ask.
+fn from_outside() -> Result<()> {
+    process::run(kubectl(&["apply", "-k", "kind/lb"]))?;
+    let balanced = r#"{"spec": {"type": "LoadBalancer"}}"#;
+    process::run(kubectl(&["-n", "demo", "patch", "service", "web", "-p", balanced]))?;
+    let given = "--for=jsonpath={.status.loadBalancer.ingress}";
+    process::run(kubectl(&["-n", "demo", "wait", given, "service/web", "--timeout=1m"]))?;
+    let ingress = "jsonpath={.status.loadBalancer.ingress[*].ip}";
+    let addresses = process::capture(kubectl(&["-n", "demo", "get", "service", "web", "-o", ingress]))?;
+    remove_outsiders();
+    // Both at once, so that each has an address of its own.
+    let asked = OUTSIDERS.iter().try_for_each(|name| {
+        process::run(command(
+            "docker",
+            &["run", "--detach", "--rm", "--name", name, "--network", "kind", IMAGE, "pause"],
+        ))
+    });
+    let asked = asked.and_then(|()| {
+        for (name, address) in
+            OUTSIDERS.iter().flat_map(|name| addresses.split_whitespace().map(move |address| (name, address)))
+        {
+            let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+            println!("{REQUESTS} requests of {name}, outside of the cluster, to {address}, and who answered:");
+            process::run(command(
+                "docker",
+                &["exec", name, "sh", "-c", &asking(&format!("-g http://{host}/hostname"))],
+            ))?;
+        }
+        Ok(())
+    });
+    remove_outsiders();
+    asked
+}
+
+/// Removes them, where they are.
+fn remove_outsiders() {
+    let mut remove = command("docker", &["rm", "--force"]);
+    remove.args(OUTSIDERS).stdout(Stdio::null()).stderr(Stdio::null());
+    let _ = process::run(remove);
+}
+
+/// What asks many times by curl, and says how often each pod answered.
+fn asking(what: &str) -> String {
+    format!("for i in $(seq {REQUESTS}); do curl -s --max-time 5 {what}; echo; done | sort | uniq -c")
 }
 
 fn kubectl(arguments: &[&str]) -> Command {
