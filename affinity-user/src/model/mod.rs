@@ -45,7 +45,9 @@ pub use self::{
     place::{Hints, Place},
     pod::Pod,
     problem::{Fault, Problem, Rejection},
-    service::{AffinityScope, External, ListedAddress, Service, ServicePort, SessionAffinity, TrafficPolicy},
+    service::{
+        AffinityScope, External, ListedAddress, Service, ServicePort, SessionAffinity, SourceRanges, TrafficPolicy,
+    },
     shared_text::{Text, shared},
     slice::{Endpoint, EndpointSlice, TargetPort},
     store::{Checked, Object},

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use affinity_common::types::{Port, Proto, Seconds};
+use affinity_common::{
+    family::Family,
+    types::{Port, Proto, Seconds},
+};
 use ipnet::IpNet;
 use jiff::Timestamp;
 
@@ -38,10 +41,27 @@ pub struct External {
     pub load_balancer_ips: Vec<ListedAddress>,
     /// `spec.externalTrafficPolicy`: of node ports and these addresses.
     pub policy: TrafficPolicy,
-    /// `spec.loadBalancerSourceRanges`: who is let in at [`Self::load_balancer_ips`]; without any, everybody is.
-    pub source_ranges: Option<Vec<IpNet>>,
+    /// `spec.loadBalancerSourceRanges`: who is let in at [`Self::load_balancer_ips`].
+    pub source_ranges: SourceRanges,
     /// `spec.healthCheckNodePort` of a load balancer's service with the policy `Local`.
     pub health_check_port: Option<Port>,
+}
+
+/// Who is let in at an address: of a family that no range is of, everybody is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceRanges {
+    /// Those that make sense, in order, each once.
+    pub ranges: Vec<IpNet>,
+    /// Whether there are some that don't. Nobody knows of which family they were to be, so without another range neither
+    /// family is open to everybody.
+    pub has_faulty: bool,
+}
+
+impl SourceRanges {
+    /// Whether some clients of a family alone are let in, or none.
+    pub fn restrict<F: Family>(&self) -> bool {
+        self.has_faulty || self.ranges.iter().any(|range| F::from_ip(range.network()).is_some())
+    }
 }
 
 /// An address of a list.

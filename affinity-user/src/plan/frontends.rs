@@ -59,7 +59,7 @@ pub struct RangePlan<F: Family> {
 /// clients are short-circuited to any, as if they had asked for a cluster IP of the policy `Cluster`.
 pub(super) fn frontends<F: Family>(view: &ServiceView<'_>, port: &ServicePort) -> Vec<FrontendPlan<F>> {
     let external = view.service.external.as_deref();
-    let has_ranges = external.is_some_and(|external| external.source_ranges.is_some());
+    let has_ranges = external.is_some_and(|external| external.source_ranges.restrict::<F>());
     let policy = external.map(|external| external.policy).unwrap_or_default();
     let mut frontends = Vec::new();
     for held in view.frontends(port) {
@@ -100,7 +100,7 @@ pub(super) fn ranges<F: Family>(service: &Service, frontends: &[FrontendPlan<F>]
     if !frontends.iter().any(|frontend| frontend.has_ranges) {
         return Vec::new();
     }
-    let ranges = service.external.iter().filter_map(|external| external.source_ranges.as_ref()).flatten();
+    let ranges = service.external.iter().flat_map(|external| &external.source_ranges.ranges);
     let of_family = |range: &IpNet| Some(RangePlan { addr: F::from_ip(range.network())?, bits: range.prefix_len() });
     ranges.filter_map(of_family).collect::<BTreeSet<_>>().into_iter().collect()
 }

@@ -276,6 +276,9 @@ fn each_traffic_policy_is_of_its_own_addresses() {
     }
 }
 
+/// As by kube-proxy, which takes each family's ranges by themselves, and closes nothing where a family has none
+/// (`newBaseServiceInfo` in its pkg/proxy/serviceport.go, `MapCIDRsByIPFamily`, and `usesFWChain` in its proxiers). A range that
+/// makes no sense opens nothing here, while kube-proxy goes on as if it were not there.
 #[test]
 fn ranges_are_of_the_load_balancers_addresses_alone() {
     for (more, ranges, frontends) in [
@@ -284,13 +287,14 @@ fn ranges_are_of_the_load_balancers_addresses_alone() {
             "  range 10.0.0.0/8\n",
             "  frontend 203.0.113.1:80/TCP LoadBalancer ranges\n",
         ),
-        // Of no range of the family, nobody is in one.
         (
-            "\n  externalTrafficPolicy: Local\n  loadBalancerSourceRanges: ['fd00::/8']",
-            "",
+            "\n  externalTrafficPolicy: Local\n  loadBalancerSourceRanges: [10.0.0.0/8]",
+            "  range 10.0.0.0/8\n",
             "  frontend 203.0.113.1:80/TCP LoadBalancer parts ranges\n  \
              frontend 203.0.113.1:80/TCP LoadBalancer outside local ranges\n",
         ),
+        // Ranges of the other family are no matter of this one.
+        ("\n  loadBalancerSourceRanges: ['fd00::/8']", "", "  frontend 203.0.113.1:80/TCP LoadBalancer\n"),
     ] {
         let plan = reached_in_all_ways(more);
         assert!(plan.contains(&format!("{frontends}{ranges}  backend")), "{plan}");

@@ -1,12 +1,13 @@
 //! Objects as YAML, and what becomes of them.
 
+use affinity_common::family::{V4, V6};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    model::{External, ListedAddress, Node, Pod, SessionAffinity},
+    model::{External, ListedAddress, Node, Pod, SessionAffinity, SourceRanges},
     sources::documents::{Contents, Version},
 };
 
@@ -206,13 +207,21 @@ fn what_is_said_of_the_outside() {
         let (_, found, _) = external(&spec, "null");
         let found = found.expect("an address");
         assert_eq!(found.ips, [listed(1, "198.51.100.1")]);
-        found.source_ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>())
+        let SourceRanges { ranges, .. } = &found.source_ranges;
+        let restricted = [found.source_ranges.restrict::<V4>(), found.source_ranges.restrict::<V6>()];
+        (ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), restricted)
     };
-    assert_eq!(ranges("null"), None);
-    assert_eq!(ranges("[]"), None);
-    assert_eq!(ranges("[x]"), Some(vec![]));
-    let sorted = ["10.0.0.0/8", "192.168.0.0/16", "fd00::/8"].map(str::to_owned).to_vec();
-    assert_eq!(ranges("['fd00::/8', '\t192.168.7.1/16', 10.0.0.0/8, 10.1.2.3/8]"), Some(sorted));
+    let all = || (String::new(), [false; 2]);
+    assert_eq!(ranges("null"), all());
+    assert_eq!(ranges("[]"), all());
+    let sorted = "10.0.0.0/8 192.168.0.0/16 fd00::/8";
+    assert_eq!(ranges("['fd00::/8', '\t192.168.7.1/16', 10.0.0.0/8, 10.1.2.3/8]"), (sorted.to_owned(), [true; 2]));
+    // Each family by its own ranges.
+    assert_eq!(ranges("[10.0.0.0/8]"), ("10.0.0.0/8".to_owned(), [true, false]));
+    assert_eq!(ranges("['fd00::/8']"), ("fd00::/8".to_owned(), [false, true]));
+    // What makes no sense opens nothing, and the others hold.
+    assert_eq!(ranges("[x]"), (String::new(), [true; 2]));
+    assert_eq!(ranges("[10.0.0.0/33, 10.0.0.0/8]"), ("10.0.0.0/8".to_owned(), [true; 2]));
 
     let port = |spec: &str| external(&format!("{spec}, {PORT}, healthCheckNodePort: 32000"), "null").1;
     let asks = |spec: &str| port(spec).expect("a node port").health_check_port;

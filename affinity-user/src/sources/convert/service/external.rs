@@ -3,12 +3,11 @@
 use std::net::IpAddr;
 
 use affinity_common::types::Port;
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
 use super::{Faults, ServiceType, address, port};
 use crate::{
-    model::{External, Fault, ListedAddress, ServicePort, TrafficPolicy},
+    model::{External, Fault, ListedAddress, ServicePort, SourceRanges, TrafficPolicy},
     sources::convert::range,
 };
 
@@ -74,19 +73,21 @@ fn add(ips: &mut Vec<ListedAddress>, index: usize, addr: IpAddr) {
     }
 }
 
-/// `None` if everybody is let in. A range that is none lets nobody in, and so do several.
-fn source_ranges(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<Vec<IpNet>> {
-    let given = spec.load_balancer_source_ranges.as_deref().filter(|given| !given.is_empty())?;
-    let mut ranges = Vec::with_capacity(given.len());
-    for (i, text) in given.iter().enumerate() {
+/// A range that is none lets nobody in; the others hold all the same.
+fn source_ranges(spec: &core::ServiceSpec, faults: &mut Faults) -> SourceRanges {
+    let mut found = SourceRanges::default();
+    for (i, text) in spec.load_balancer_source_ranges.as_deref().unwrap_or_default().iter().enumerate() {
         match range(text) {
-            Ok(range) => ranges.push(range),
-            Err(fault) => faults.left_out(format!("spec.loadBalancerSourceRanges[{i}]"), fault),
+            Ok(range) => found.ranges.push(range),
+            Err(fault) => {
+                found.has_faulty = true;
+                faults.left_out(format!("spec.loadBalancerSourceRanges[{i}]"), fault);
+            }
         }
     }
-    ranges.sort_unstable();
-    ranges.dedup();
-    Some(ranges)
+    found.ranges.sort_unstable();
+    found.ranges.dedup();
+    found
 }
 
 fn health_check_port(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<Port> {
