@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod model;
 pub mod monitor;
+pub mod node_ports;
 pub mod object;
 mod packed;
 pub mod plan;

@@ -132,6 +132,37 @@ fn a_daemon_tells_of_health_and_metrics() -> Result<()> {
 }
 
 #[test]
+fn a_node_port_that_a_process_has_bound_is_told_until_it_has_let_go() -> Result<()> {
+    let lab = small_lab()?;
+    let taken = lab.node.netns.enter(|| Ok(TcpListener::bind("0.0.0.0:30080")?))?;
+    let source = SourceDir::new()?;
+    let service = ServiceObject::new("web").cluster_ip("10.96.0.10").tcp("http", 80, POD_PORT).change(|spec| {
+        spec.type_ = Some("NodePort".to_owned());
+        spec.ports.iter_mut().flatten().for_each(|port| port.node_port = Some(30080));
+    });
+    source.write("web", &[&service.build() as &dyn Document])?;
+    let options = DaemonOptions::new(source.source());
+    let options = options.arguments(["--nodeport-addresses", "all", "--audit-interval", "1"]);
+    let daemon = Daemon::start(&lab.node, options)?;
+    let problems = || -> Result<Vec<String>> {
+        let status = daemon.cli().json(&["status"])?;
+        let problems = status["problems"].as_array().context("problems")?.clone();
+        Ok(problems.iter().map(|it| format!("{}: {}", it["object"], it["message"]).replace('"', "")).collect())
+    };
+    wait::until_true("a problem", 10 * SECOND, || {
+        let told = problems()?;
+        let is_told = |it: &String| {
+            it.starts_with("Service default/web: spec.ports[0].nodePort: ") && it.contains("has bound 0.0.0.0:30080")
+        };
+        Ok(!told.is_empty() && told.iter().all(is_told))
+    })?;
+    let services = daemon.cli().text(&["service", "list"])?;
+    assert!(services.contains(":30080/TCP (NodePort)"), "it is served all the same: {services}");
+    drop(taken);
+    wait::until_true("no problem", 10 * SECOND, || Ok(problems()?.is_empty()))
+}
+
+#[test]
 fn a_taken_port_is_an_error_that_says_what_to_do() -> Result<()> {
     let lab = small_lab()?;
     let taken = lab.node.netns.enter(|| Ok(TcpListener::bind(METRICS)?))?;

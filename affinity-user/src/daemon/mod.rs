@@ -129,6 +129,8 @@ pub enum DaemonError {
 
 /// How many affinity entries of services that have none any more are taken out at a time.
 const SWEEP: usize = 4096;
+/// How long after node ports have changed it is looked who has bound them: what comes together is looked at together.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long the status file may be behind what it tells.
 const STATUS_LAG: Duration = Duration::from_millis(50);
 /// How often it is written even if nothing has happened.

@@ -9,15 +9,17 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::attacher::Attacher;
-use super::{Options, STATUS_LAG, SWEEP, Source};
+use super::{LOOK, Options, STATUS_LAG, SWEEP, Source};
 use crate::collector::Collector;
 use crate::health_checks::HealthChecks;
 use crate::loader::cgroup::CgroupAttachment;
 use crate::metrics::{IgnoredTriggers, Metrics, Published, SourceCounts};
-use crate::model::{Kind, Model, ServiceName};
+use crate::model::{Kind, Model, Notice, ServiceName};
+use crate::node_ports;
 use crate::plan::{HealthCheck, plan};
 use crate::reconcile::{Change, Fill, Reconciler, Report, Subject};
 use crate::sockets::keeper::Keeper;
+use crate::sockets::live;
 use crate::sockets::pods::PodSetting;
 use crate::sources::kubernetes::events::Report as EventReport;
 use crate::sources::{Health, Received, SourceEvent};
@@ -60,6 +62,12 @@ pub(super) struct State {
     metrics: Arc<Metrics>,
     /// The problems that were logged already.
     logged: BTreeSet<String>,
+    /// Node ports that processes of the node have bound, when it was last looked.
+    in_use: BTreeSet<Notice>,
+    /// When it is to be looked next, beside with every audit.
+    look_at: Option<Instant>,
+    /// What was told of already.
+    noticed: BTreeSet<Notice>,
     /// The maps that were warned of.
     nearly_full: BTreeSet<String>,
     status: StatusFile,
@@ -103,6 +111,9 @@ impl State {
             started: Timestamp::now(),
             metrics,
             logged: BTreeSet::new(),
+            in_use: BTreeSet::new(),
+            look_at: None,
+            noticed: BTreeSet::new(),
             nearly_full: BTreeSet::new(),
             status,
             directory: options.state_dir.clone(),
@@ -221,6 +232,9 @@ impl State {
             self.told_pods = true;
             self.tell_pods();
         }
+        if changes.node_ports {
+            self.look_at.get_or_insert_with(|| Instant::now() + LOOK);
+        }
         let judged = !changes.rejected.is_empty() || !changes.accepted.is_empty();
         let (model, health) = (&self.model, &mut self.health);
         let changes = changes.dirty.into_iter().map(|name| {
@@ -272,7 +286,7 @@ impl State {
 
     /// When [`Self::wake`] has something to do; never more than a minute ahead.
     pub(super) fn next_wake(&self) -> Instant {
-        let times = [self.reconciler.next_retry(), self.reconciler.next_sweep(), self.write_at];
+        let times = [self.reconciler.next_retry(), self.reconciler.next_sweep(), self.look_at, self.write_at];
         let latest = Instant::now() + Duration::from_mins(1);
         times.into_iter().flatten().min().map_or(latest, |time| time.min(latest))
     }
@@ -290,6 +304,9 @@ impl State {
         {
             tracing::warn!(%error, "affinity entries of services without affinity stay for now");
         }
+        if due(self.look_at) {
+            self.look_at_sockets();
+        }
         if due(self.write_at)
             && let Err(error) = self.write_status()
         {
@@ -297,8 +314,36 @@ impl State {
         }
     }
 
+    /// Looks which node ports processes of the node have bound.
+    fn look_at_sockets(&mut self) {
+        self.look_at = None;
+        match live::bound() {
+            Ok(sockets) => self.in_use = node_ports::in_use(&self.model, &sockets),
+            Err(error) => tracing::warn!(%error, "the node's sockets can't be listed: who has node ports is not known"),
+        }
+        self.notice();
+    }
+
+    /// Tells once of what people should know of services.
+    fn notice(&mut self) {
+        let notices = self.in_use.clone();
+        if notices == self.noticed {
+            return;
+        }
+        for notice in notices.difference(&self.noticed) {
+            tracing::warn!("{notice}");
+            self.report(Some(EventReport::of_notice(notice)));
+        }
+        for notice in self.noticed.difference(&notices) {
+            tracing::info!("no longer so: {notice}");
+        }
+        self.noticed = notices;
+        self.touch();
+    }
+
     /// Compares everything with the maps, and repairs what differs.
     pub(super) fn audit(&mut self) {
+        self.look_at_sockets();
         match self.reconciler.audit() {
             Ok(audit) => self.tell(&audit.report),
             Err(error) => tracing::warn!(%error, "the maps can't be compared with what they should hold"),
@@ -373,7 +418,12 @@ impl State {
             .reconciler
             .problems()
             .map(|problem| ProblemStatus { object: problem.subject.to_string(), message: problem.error.to_string() });
-        status.problems = unprogrammed.chain(attached.problems).chain(health_checks.problems()).collect();
+        let noticed = self
+            .noticed
+            .iter()
+            .map(|notice| ProblemStatus { object: notice.subject().to_string(), message: notice.message() });
+        let problems = unprogrammed.chain(attached.problems).chain(health_checks.problems()).chain(noticed);
+        status.problems = problems.collect();
         status.attachments = attached.attachments;
         status.attaching = attached.attaching;
         status.cgroup.clone_from(&self.cgroup);

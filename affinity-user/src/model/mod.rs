@@ -10,6 +10,7 @@ mod frontend;
 mod names;
 mod node;
 mod node_addresses;
+mod notice;
 mod place;
 mod pod;
 mod problem;
@@ -42,6 +43,7 @@ pub use self::{
     names::{Kind, ObjectName, PodName, ServiceName, ServicePortName, SliceName, Subject},
     node::Node,
     node_addresses::{NoNodePortAddresses, NodePortAddresses},
+    notice::{Matter, Notice},
     place::{Hints, Place},
     pod::Pod,
     problem::{Fault, Problem, Rejection},
@@ -88,6 +90,8 @@ pub struct Changes {
     pub pods: bool,
     /// Whether something else is known of this node's Node than was.
     pub node: bool,
+    /// Whether services have other node ports than they had, or have them at other addresses.
+    pub node_ports: bool,
     /// New rejections, to be logged.
     pub rejected: Vec<Rejection>,
     /// What had rejections and has none of that sort any more, to be logged.
@@ -352,6 +356,11 @@ impl Model {
         self.services.objects().map(|service| self.view(service))
     }
 
+    /// Those that may be reached from outside, by name.
+    pub fn outward_services(&self) -> impl Iterator<Item = ServiceView<'_>> {
+        self.outward.iter().filter_map(|name| self.service(name))
+    }
+
     fn view<'a>(&'a self, service: &'a Service) -> ServiceView<'a> {
         let slices = self.by_service.get(&service.name).map(Vec::as_slice).unwrap_or_default();
         ServiceView { service, place: self.place(), slices, model: self }
@@ -391,6 +400,11 @@ impl Model {
             self.outward.remove(&name);
         }
         self.externals.replace(old.as_deref(), new.as_deref());
+        let node_ports = |service: &Option<Arc<Service>>| {
+            let ports = service.iter().flat_map(|service| &service.ports);
+            ports.filter_map(|port| Some((port.node_port?, port.proto))).collect::<Vec<_>>()
+        };
+        self.changes.node_ports |= node_ports(&old) != node_ports(&new);
         let node_ports = self.addresses.node_ports();
         let claimant = |service| (service, node_ports);
         let outcome = self.claims.replace(old.as_deref().map(claimant), new.as_deref().map(claimant));
@@ -405,6 +419,7 @@ impl Model {
         let old = std::mem::replace(&mut self.addresses, new);
         let new = &self.addresses;
         let have_moved = old.node_ports() != new.node_ports();
+        self.changes.node_ports |= have_moved;
         for name in &self.outward {
             let Some(service) = self.services.get(name) else { continue };
             let mut external = service.external.iter().flat_map(|external| external.addresses());

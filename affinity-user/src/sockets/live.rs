@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use affinity_common::abi::sockets::SocketCookie;
 use affinity_common::types::Proto;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
@@ -35,31 +36,73 @@ pub fn list() -> io::Result<Vec<LiveSocket>> {
     // What a closed connection has left has no socket any more, and what listens talks to nobody.
     let talking = StateFlags::all() - StateFlags::LISTEN - StateFlags::TIME_WAIT;
     let mut sockets = Vec::new();
-    for (protocol, proto) in [(IPPROTO_TCP, Proto::TCP), (IPPROTO_UDP, Proto::UDP)] {
-        for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-            let request = InetRequest {
+    for proto in [Proto::TCP, Proto::UDP] {
+        dump(proto, &talking, |family, response| {
+            let id = response.header.socket_id;
+            let peer = SocketAddr::new(unmapped(id.destination_address), id.destination_port);
+            sockets.push(LiveSocket {
+                cookie: SocketCookie { halves: bytemuck::cast(id.cookie) },
+                peer: (id.destination_port != 0).then_some(peer),
+                proto,
+                id,
                 family,
-                protocol,
-                extensions: ExtensionFlags::empty(),
-                states: talking.clone(),
-                socket_id,
-            };
-            ask(NLM_F_DUMP, SockDiagMessage::InetRequest(request), |message| {
-                if let SockDiagMessage::InetResponse(response) = message {
-                    let id = response.header.socket_id;
-                    let peer = SocketAddr::new(unmapped(id.destination_address), id.destination_port);
-                    sockets.push(LiveSocket {
-                        cookie: SocketCookie { halves: bytemuck::cast(id.cookie) },
-                        peer: (id.destination_port != 0).then_some(peer),
-                        proto,
-                        id,
-                        family,
-                    });
-                }
-            })?;
-        }
+            });
+        })?;
     }
     Ok(sockets)
+}
+
+/// A socket that takes what anybody sends to a port: one that listens, or a UDP one that is not connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BoundSocket {
+    /// What it is bound to.
+    pub at: SocketAddr,
+    /// TCP or UDP.
+    pub proto: Proto,
+    /// Whether IPv4 comes to it too, where it is bound to every IPv6 address.
+    pub takes_ipv4: bool,
+}
+
+/// Every one of them.
+///
+/// # Errors
+/// Where the kernel has no `sock_diag`, or refuses.
+pub fn bound() -> io::Result<Vec<BoundSocket>> {
+    let mut sockets = Vec::new();
+    for (proto, state) in [(Proto::TCP, StateFlags::LISTEN), (Proto::UDP, StateFlags::CLOSE)] {
+        dump(proto, &state, |_, response| {
+            let id = response.header.socket_id;
+            sockets.push(BoundSocket {
+                at: SocketAddr::new(unmapped(id.source_address), id.source_port),
+                proto,
+                takes_ipv4: !response.nlas.contains(&Nla::SkV6Only(true)),
+            });
+        })?;
+    }
+    Ok(sockets)
+}
+
+/// The sockets of a protocol that are in some states, of both families.
+fn dump(proto: Proto, states: &StateFlags, mut found: impl FnMut(u8, Box<InetResponse>)) -> io::Result<()> {
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let request = InetRequest {
+            family,
+            protocol: protocol(proto),
+            extensions: ExtensionFlags::empty(),
+            states: states.clone(),
+            socket_id,
+        };
+        ask(NLM_F_DUMP, SockDiagMessage::InetRequest(request), |message| {
+            if let SockDiagMessage::InetResponse(response) = message {
+                found(family, response);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn protocol(proto: Proto) -> u8 {
+    if proto == Proto::TCP { IPPROTO_TCP } else { IPPROTO_UDP }
 }
 
 /// Ends a socket as if its network had: whoever waits on it gets `ECONNABORTED` (kernel commit 5d77dca82839).
@@ -67,10 +110,9 @@ pub fn list() -> io::Result<Vec<LiveSocket>> {
 /// # Errors
 /// Where it is no longer there, or the kernel can't (`CONFIG_INET_DIAG_DESTROY`).
 pub fn destroy(socket: &LiveSocket) -> io::Result<()> {
-    let protocol = if socket.proto == Proto::TCP { IPPROTO_TCP } else { IPPROTO_UDP };
     let request = InetRequest {
         family: socket.family,
-        protocol,
+        protocol: protocol(socket.proto),
         extensions: ExtensionFlags::empty(),
         states: StateFlags::all(),
         socket_id: socket.id.clone(),
@@ -138,5 +180,29 @@ mod tests {
         assert!(is_listed(own, None, Proto::UDP));
         socket.connect(own).expect("a route");
         assert!(is_listed(own, Some(own), Proto::UDP));
+    }
+
+    #[test]
+    fn sockets_that_take_what_anybody_sends_are_listed() {
+        let listed = |at: SocketAddr, proto| {
+            let sockets = bound().expect("sock_diag");
+            sockets.into_iter().find(|one| one.at == at && one.proto == proto).map(|one| one.takes_ipv4)
+        };
+        let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+        assert_eq!(listed(server.local_addr().expect("an address"), Proto::TCP), Some(true));
+        for (only_v6, takes_ipv4) in [(false, true), (true, false)] {
+            let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).expect("a socket");
+            socket.set_only_v6(only_v6).expect("an option");
+            socket.bind(&SocketAddr::from(([0_u16; 8], 0)).into()).expect("a port");
+            let at = socket.local_addr().ok().and_then(|at| at.as_socket()).expect("an address");
+            assert_eq!(listed(at, Proto::TCP), None, "it does not listen yet");
+            socket.listen(1).expect("a listener");
+            assert_eq!(listed(at, Proto::TCP), Some(takes_ipv4));
+        }
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let own = socket.local_addr().expect("an address");
+        assert_eq!(listed(own, Proto::UDP), Some(true));
+        socket.connect(own).expect("a route");
+        assert_eq!(listed(own, Proto::UDP), None, "it hears one peer alone");
     }
 }

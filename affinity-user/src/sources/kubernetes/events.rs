@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use super::{Options, SourceError, connect, trimmed};
 use crate::{
-    model::{Fault, Kind, ObjectName, Rejection, Subject},
+    model::{Fault, Kind, Notice, ObjectName, Rejection, Subject},
     reconcile,
 };
 
@@ -52,6 +52,13 @@ impl Report {
         let reason =
             if matches!(problem.fault, Fault::Annotation { .. }) { "AnnotationIgnored" } else { "NotProgrammed" };
         Some(Self { kind: *kind, name: name.clone(), reason, field: problem.field.clone(), note: problem.to_string() })
+    }
+
+    /// The report of what people should know of a service.
+    pub fn of_notice(notice: &Notice) -> Self {
+        let Notice { service, field, matter } = notice;
+        let (name, field) = (service.clone(), field.clone());
+        Self { kind: Kind::Service, name, reason: matter.reason(), field, note: notice.message() }
     }
 
     /// The report of a service port that the maps have no room for, or the like.
