@@ -262,6 +262,7 @@ impl State {
                 self.tell(&report);
             }
         }
+        self.notice();
         // After what they tell of is programmed.
         self.threads.health_checks.set(&self.health);
         if let Some(received) = self.received.take()
@@ -326,7 +327,8 @@ impl State {
 
     /// Tells once of what people should know of services.
     fn notice(&mut self) {
-        let notices = self.in_use.clone();
+        let mut notices = self.model.notices();
+        notices.extend(self.in_use.iter().cloned());
         if notices == self.noticed {
             return;
         }

@@ -91,7 +91,7 @@ definitions! {
         "Problems of objects and files that are not programmed as they are",
         "Over 0: `affinity status` names object, field and fault.";
     PROBLEMS: Gauge "affinity_programming_problems",
-        "Service ports and interfaces that could not be programmed or attached to, though nothing is wrong with the object",
+        "What could not be programmed or attached to though no object is wrong, and what services share with the node",
         "Over 0 for more than a minute: `affinity status` says what to do.";
 
     SYNC_DURATION: Histogram "affinity_sync_duration" in "seconds",

@@ -8,7 +8,7 @@ use std::{
 
 use affinity_common::types::{Port, Proto};
 
-use super::{Service, ServicePort};
+use super::{ListedAddress, Service, ServicePort};
 
 /// An address, port and protocol that a service is reached by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +39,13 @@ pub enum FrontendKind {
     LoadBalancer,
     /// One of the node's own, on a port's `nodePort`.
     NodePort,
+}
+
+impl FrontendKind {
+    /// Whether somebody has written the address into a list of the service's, where any address can be.
+    pub(super) const fn is_listed(self) -> bool {
+        matches!(self, Self::ExternalIp | Self::LoadBalancer)
+    }
 }
 
 impl fmt::Display for FrontendKind {
@@ -89,17 +96,28 @@ impl Service {
             (frontend, Source { kind, port: index, address })
         };
         let cluster = self.cluster_ips.iter().map(move |addr| at(*addr, port.port, FrontendKind::ClusterIp, 0));
-        let external = self.external.iter().flat_map(move |external| {
-            let ips = external.ips.iter().map(|it| (FrontendKind::ExternalIp, it));
-            let balancers = external.load_balancer_ips.iter().map(|it| (FrontendKind::LoadBalancer, it));
-            ips.chain(balancers).map(move |(kind, it)| at(it.addr, port.port, kind, it.index))
-        });
+        let external = self.listed().map(move |(kind, it)| at(it.addr, port.port, kind, it.index));
         let node_ports = port
             .node_port
             .into_iter()
             .flat_map(move |number| node_ports.iter().map(move |addr| at(*addr, number, FrontendKind::NodePort, 0)));
         let from_outside = external.chain(node_ports).filter(|(frontend, _)| self.has_family_of(frontend.addr));
         cluster.chain(from_outside)
+    }
+
+    /// The addresses that somebody has written into one of its lists, of the families that it has.
+    pub(super) fn listed(&self) -> impl Iterator<Item = (FrontendKind, ListedAddress)> {
+        let all = self.external.iter().flat_map(|external| {
+            let ips = external.ips.iter().map(|it| (FrontendKind::ExternalIp, *it));
+            ips.chain(external.load_balancer_ips.iter().map(|it| (FrontendKind::LoadBalancer, *it)))
+        });
+        all.filter(|(_, it)| self.has_family_of(it.addr))
+    }
+
+    /// What says that it has a listed address, if it has.
+    pub(super) fn source_of(&self, addr: IpAddr) -> Option<Source> {
+        let (kind, it) = self.listed().find(|(_, it)| it.addr == addr)?;
+        Some(Source { kind, port: 0, address: it.index })
     }
 
     fn has_family_of(&self, addr: IpAddr) -> bool {

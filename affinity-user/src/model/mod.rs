@@ -33,7 +33,8 @@ use jiff::Timestamp;
 
 use self::{
     claims::{Claims, Contest, Outcome},
-    externals::Externals,
+    externals::{Externals, PodsAddress},
+    frontend::Source,
     node_addresses::NodeAddresses,
     store::{Store, Transition},
 };
@@ -134,12 +135,15 @@ impl<'a> ServiceView<'a> {
         self.slices.iter().map(Arc::as_ref)
     }
 
-    /// What a port of it is reached by: what no older service has.
+    /// What a port of it is reached by: what no older service has, and no pod.
     pub fn frontends(&self, port: &'a ServicePort) -> impl Iterator<Item = HeldFrontend> + use<'a> {
         let Self { service, model, .. } = *self;
         let Model { claims, addresses, externals, .. } = model;
         let wanted = service.frontends(port, addresses.node_ports());
-        wanted.filter(|(at, source)| claims.holds(&service.name, at, *source)).map(|(at, source)| HeldFrontend {
+        let is_held = |at: &FrontendAddress, source: Source| {
+            claims.holds(&service.name, at, source) && !(source.kind.is_listed() && externals.is_pods(at.addr))
+        };
+        wanted.filter(move |(at, source)| is_held(at, *source)).map(|(at, source)| HeldFrontend {
             at,
             kind: source.kind,
             port_alone: match source.kind {
@@ -318,6 +322,17 @@ impl Model {
     pub fn take_changes(&mut self) -> Changes {
         let slices = self.by_service.values().flatten().map(Arc::as_ref);
         self.changes.dirty.extend(self.externals.check(slices));
+        let (settled, new) = self.externals.check_pods();
+        for PodsAddress { service, .. } in settled {
+            if !self.externals.pods_wanted().any(|it| it.service == service) {
+                self.changes.accepted.insert(Subject::Object(Kind::Service, service.clone()));
+            }
+            self.changes.dirty.insert(service);
+        }
+        for wanted in new {
+            self.changes.rejected.extend(self.pods_address(&wanted));
+            self.changes.dirty.insert(wanted.service);
+        }
         std::mem::take(&mut self.changes)
     }
 
@@ -381,9 +396,35 @@ impl Model {
         files
             .chain(self.services.problems().map(of(Kind::Service)))
             .chain(self.claims.contests().map(Rejection::from))
+            .chain(self.externals.pods_wanted().filter_map(|wanted| self.pods_address(wanted)))
             .chain(self.slices.problems().map(of(Kind::EndpointSlice)))
             .chain(self.nodes.problems().map(of(Kind::Node)))
             .chain(self.pods.problems().map(of(Kind::Pod)))
+    }
+
+    fn pods_address(&self, PodsAddress { service, address, pod }: &PodsAddress) -> Option<Rejection> {
+        let (address, pod) = (*address, pod.clone());
+        Some(Rejection {
+            object: Subject::Object(Kind::Service, service.clone()),
+            problem: Problem::new(self.field_of(service, address)?, Fault::PodsAddress { address, pod }),
+        })
+    }
+
+    /// Where a service says that it wants an address.
+    fn field_of(&self, service: &ServiceName, address: IpAddr) -> Option<String> {
+        self.services.get(service)?.source_of(address).map(Source::field)
+    }
+
+    /// What people should know of addresses that services have.
+    pub fn notices(&self) -> BTreeSet<Notice> {
+        let own =
+            self.addresses.all().flat_map(|addr| self.externals.wanting(addr).map(move |service| (service, addr)));
+        let notice = |(service, addr): (&ServiceName, IpAddr)| Notice {
+            service: service.clone(),
+            field: self.field_of(service, addr).unwrap_or_default(),
+            matter: Matter::NodesOwnAddress(addr),
+        };
+        own.map(notice).collect()
     }
 
     fn service_changed(&mut self, transition: Transition<Service>) {
@@ -422,8 +463,8 @@ impl Model {
         self.changes.node_ports |= have_moved;
         for name in &self.outward {
             let Some(service) = self.services.get(name) else { continue };
-            let mut external = service.external.iter().flat_map(|external| external.addresses());
-            if external.any(|addr| old.has(addr) != new.has(addr)) || have_moved && service.has_node_ports() {
+            let mut listed = service.listed().map(|(_, it)| it.addr);
+            if listed.any(|addr| old.has(addr) != new.has(addr)) || have_moved && service.has_node_ports() {
                 self.changes.dirty.insert(name.clone());
             }
             if have_moved {
@@ -487,6 +528,7 @@ impl Model {
         if let Some(problems) = problems {
             self.changes.note(&Subject::Object(Kind::Pod, name), &problems);
         }
+        self.externals.pod_changed(old.as_deref(), new.as_deref());
         self.changes.pods |= old != new;
     }
 

@@ -92,6 +92,11 @@ impl NodeAddresses {
         &self.node_ports
     }
 
+    /// All of them; some of them twice.
+    pub fn all(&self) -> impl Iterator<Item = IpAddr> {
+        self.own.iter().chain(&self.internal).copied()
+    }
+
     /// Whether an address is the node's.
     pub fn has(&self, addr: IpAddr) -> bool {
         self.own.contains(&addr) || self.internal.contains(&addr)

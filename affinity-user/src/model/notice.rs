@@ -1,6 +1,9 @@
 //! What people should know of a service that is programmed all the same.
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use thiserror::Error;
 
@@ -31,6 +34,12 @@ pub enum Matter {
         /// What the process has bound.
         bound: SocketAddr,
     },
+    /// An address of a service's is the node's own.
+    #[error(
+        "{0} is the node's own address: there the service's ports are the service's, and no process of the node is \
+         reached by them"
+    )]
+    NodesOwnAddress(IpAddr),
 }
 
 impl Matter {
@@ -38,6 +47,7 @@ impl Matter {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::NodePortInUse { .. } => "NodePortInUse",
+            Self::NodesOwnAddress(_) => "NodesOwnAddress",
         }
     }
 }

@@ -6,7 +6,7 @@ use affinity_common::types::Proto;
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 use thiserror::Error;
 
-use super::{FrontendAddress, ServiceName, Subject};
+use super::{FrontendAddress, PodName, ServiceName, Subject};
 
 /// Something in an object or file that can't be programmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +104,16 @@ pub enum Fault {
         frontend: FrontendAddress,
         /// The service that has it.
         winner: ServiceName,
+    },
+    /// An address of a service's is a pod's own.
+    #[error(
+        "{address} is the own address of Pod {pod}, which would no longer be reached there: the service does not get it"
+    )]
+    PodsAddress {
+        /// The address.
+        address: IpAddr,
+        /// The pod.
+        pod: PodName,
     },
     /// An object that another file has already.
     #[error("{object} is in {first} already: remove one")]

@@ -73,13 +73,6 @@ pub struct ListedAddress {
     pub addr: IpAddr,
 }
 
-impl External {
-    /// All addresses of both lists.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.ips.iter().chain(&self.load_balancer_ips).map(|it| it.addr)
-    }
-}
-
 /// Whether clients are kept on their backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionAffinity {

@@ -427,6 +427,77 @@ fn an_address_that_is_somebody_elses_too_is_the_services_by_its_ports_alone() {
     assert_eq!(reached(&model), [one, other]);
 }
 
+/// A node's own address, too, is the service's by its ports, as with kube-proxy; but it is told.
+#[test]
+fn the_nodes_own_address_is_the_services_and_is_told() {
+    let told = |model: &Model| model.notices().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let notice = |field: &str, addr: &str| {
+        format!(
+            "Service shop/web: {field}: {addr} is the node's own address: there the service's ports are the service's, and \
+             no process of the node is reached by them"
+        )
+    };
+    let mut model = Model::new("a");
+    // It has no IPv6.
+    let web =
+        service("web", "10.0.0.1", 1, ", type: LoadBalancer, externalIPs: [198.51.100.1, 192.168.0.5, 'fd00::5']")
+            + "status: {loadBalancer: {ingress: [{hostname: lb.example}, {ip: 192.168.0.6}]}}\n";
+    list(&mut model, &[web.as_str(), &node(&["192.168.0.5", "fd00::5"])].concat());
+    assert_eq!(told(&model), [notice("spec.externalIPs[1]", "192.168.0.5")]);
+    own(&mut model, &["192.168.0.6", "192.168.0.5"]);
+    assert_eq!(
+        told(&model),
+        [notice("spec.externalIPs[1]", "192.168.0.5"), notice("status.loadBalancer.ingress[1].ip", "192.168.0.6")]
+    );
+    assert_eq!(
+        reached(&model),
+        [
+            "web 198.51.100.1:80/TCP ExternalIP",
+            "web 192.168.0.5:80/TCP ExternalIP alone",
+            "web 192.168.0.6:80/TCP LoadBalancer alone",
+        ]
+    );
+    assert_eq!(rejections(&model), [""; 0]);
+    delete_node(&mut model);
+    own(&mut model, &[]);
+    assert_eq!(told(&model), [""; 0]);
+}
+
+#[test]
+fn a_pods_own_address_is_no_services() {
+    let rejection = |field: &str, addr: &str, pod: &str| {
+        format!(
+            "Service shop/web: {field}: {addr} is the own address of Pod shop/{pod}, which would no longer be reached there: \
+             the service does not get it"
+        )
+    };
+    let (by_list, by_status) = ("web 10.1.0.8:80/TCP ExternalIP", "web 10.1.0.9:80/TCP LoadBalancer");
+    let web = service("web", "10.0.0.1", 1, ", type: LoadBalancer, externalIPs: [10.1.0.8]")
+        + "status: {loadBalancer: {ingress: [{ip: 10.1.0.9}]}}\n";
+    let mut model = Model::new("a");
+    let objects = [web.as_str(), &service("api", "10.0.0.2", 2, ""), &pod("one", "a", "10.1.0.8")];
+    let first = rejection("spec.externalIPs[0]", "10.1.0.8", "one");
+    assert_eq!(list(&mut model, &objects.concat()), format!("api web - {first}"));
+    assert_eq!((rejections(&model), reached(&model)), (vec![first.clone()], vec![by_status.to_owned()]));
+    let second = rejection("status.loadBalancer.ingress[0].ip", "10.1.0.9", "two");
+    assert_eq!(change(&mut model, &pod("two", "a", "10.1.0.9")), format!("web - {second}"));
+    assert_eq!(reached(&model), [""; 0]);
+    assert_eq!(change(&mut model, &pod("two", "a", "10.1.0.9")), "", "it is told once");
+    // Pods that have ended have no address any more, and those in the node's namespace the node's.
+    let ended = pod("one", "a", "10.1.0.8").replace("status: {", "status: {phase: Succeeded, ");
+    assert_eq!(change(&mut model, &ended), "web", "the other address is still a pod's");
+    assert_eq!(reached(&model), [by_list]);
+    let of_node = pod("two", "a", "10.1.0.9").replace("nodeName: a", "nodeName: a, hostNetwork: true");
+    assert_eq!(change(&mut model, &of_node), "web + Service shop/web");
+    assert_eq!((rejections(&model), reached(&model)), (vec![], vec![by_list.to_owned(), by_status.to_owned()]));
+    // Another service that comes for a pod's address.
+    change(&mut model, &pod("three", "a", "10.1.0.10"));
+    let api = service("api", "10.0.0.2", 2, ", externalIPs: [10.1.0.10]");
+    let third = rejection("spec.externalIPs[0]", "10.1.0.10", "three").replace("shop/web", "shop/api");
+    assert_eq!(change(&mut model, &api), format!("api - {third}"));
+    assert_eq!(change(&mut model, &service("api", "10.0.0.2", 2, "")), "api + Service shop/api");
+}
+
 #[test]
 fn a_clusterip_given_to_another_service_in_one_relist_is_no_conflict() {
     let mut model = Model::default();
