@@ -11,10 +11,14 @@ use affinity_tests::privilege::require_root;
 use affinity_tests::topology::{Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::wait;
+use affinity_user::ipam::pool::{LoadBalancerPool, LoadBalancerPoolSpec};
 use anyhow::{Context as _, Result};
-use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::{discovery::v1 as discovery, events::v1::Event};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::CustomResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
@@ -247,6 +251,69 @@ fn what_is_not_programmed_is_told_by_an_event_of_the_object() -> Result<()> {
     assert_eq!((event.type_.as_deref(), event.reason.as_deref()), (Some("Warning"), Some("NotProgrammed")));
     assert_eq!(event.note.as_deref(), Some("spec.ports[1].protocol: SCTP is not supported: TCP and UDP are"));
     assert_eq!(event.reporting_controller.as_deref(), Some("affinity"));
+    Ok(())
+}
+
+#[test]
+fn a_daemon_tells_of_the_pools_that_it_gives_from() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    let definitions: Api<CustomResourceDefinition> = Api::all(site.api.client());
+    site.api.block_on(definitions.create(&PostParams::default(), &LoadBalancerPool::crd()))?;
+    let spec: LoadBalancerPoolSpec = serde_json::from_value(json!({"blocks": [{"cidr": "203.0.113.0/31"}]}))?;
+    let pools: Api<LoadBalancerPool> = Api::all(site.api.client());
+    wait::until_ok("a pool", CONVERGES, || {
+        Ok(site.api.block_on(pools.create(&PostParams::default(), &LoadBalancerPool::new("lab", spec.clone())))?)
+    })?;
+    for (i, name) in ["one", "two", "three"].iter().enumerate() {
+        let service = web(name, &format!("10.96.0.{}", 10 + i));
+        site.api.apply(&service.change(|spec| spec.type_ = Some("LoadBalancer".to_owned())).build())?;
+    }
+    let daemon = site.daemon()?;
+    let status = wait::until("the pool in status", CONVERGES, || {
+        let status = daemon.cli().text(&["status"])?;
+        Ok(status.contains("pool lab: 2 of 2 IPv4 addresses used, 0 free").then_some(status))
+    })?;
+    assert!(status.contains("services without the addresses that they ask for: 1 (PoolExhausted)"), "{status}");
+    let duties = &daemon.cli().json(&["status"])?["duties"];
+    assert_eq!((&duties["gives_addresses"], &duties["pools"]["lab"]["ipv4"]["used"]), (&json!(true), &json!(2)));
+    Ok(())
+}
+
+/// Which node answers for a load balancer's address is known from its Lease, where the API server can be asked.
+#[test]
+fn a_service_is_shown_with_the_node_that_answers_for_it() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    let daemon = site.daemon()?;
+    let service = web("web", "10.96.0.10").change(|spec| spec.type_ = Some("LoadBalancer".to_owned())).build();
+    site.api.apply(&service)?;
+    let services: Api<Service> = Api::default_namespaced(site.api.client());
+    let status = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}}));
+    site.api.block_on(services.patch_status("web", &PatchParams::default(), &status))?;
+    let lease: Lease = serde_json::from_value(json!({
+        "metadata": {
+            "name": "affinity-l2-203-0-113-7",
+            "labels": {"affinity.dev/lease": "l2"},
+            "annotations": {"affinity.dev/address": "203.0.113.7", "affinity.dev/service": "default/web"},
+        },
+        "spec": {
+            "holderIdentity": "edge", "leaseDurationSeconds": 600,
+            "renewTime": format!("{:.6}", jiff::Timestamp::now()),
+        },
+    }))?;
+    let leases: Api<Lease> = Api::default_namespaced(site.api.client());
+    site.api.block_on(leases.create(&PostParams::default(), &lease))?;
+    let shown = |more: &[&str]| -> Result<Option<serde_json::Value>> {
+        let service = daemon.cli().json(&[&["service", "get", "web"], more].concat())?;
+        let frontends = service["ports"][0]["frontend_details"].as_array().context("frontends")?;
+        Ok(frontends.iter().find(|it| it["kind"] == "LoadBalancer").map(|it| it["announced_by"].clone()))
+    };
+    wait::until_ok("the address", CONVERGES, || shown(&[])?.context("no such frontend"))?;
+    assert_eq!(shown(&[])?, Some(json!(null)), "nobody was asked");
+    let kubeconfig = site.kubeconfig.to_str().context("a path")?;
+    let asked = ["--kubeconfig", kubeconfig];
+    assert_eq!(shown(&asked)?, Some(json!("edge")));
+    let table = daemon.cli().text(&[&["service", "get", "web"][..], &asked].concat())?;
+    assert!(table.contains("ANNOUNCED BY") && table.contains("edge"), "{table}");
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use affinity_user::announce::agent;
 use affinity_user::announce::announcer::{Announcement, Announcer, Place};
 use affinity_user::announce::resource::{L2Announcement, L2AnnouncementSpec};
 use affinity_user::announce::view::AnnouncementRow;
-use affinity_user::ipam::pool::{LoadBalancerPool, LoadBalancerPoolSpec};
+use affinity_user::duties::{Board, DutiesStatus, PoolStatus};
+use affinity_user::ipam::pool::{LoadBalancerPool, LoadBalancerPoolSpec, Usage};
 use affinity_user::ipam::{SERVICE_CONDITION, WANTED_ANNOTATION, controller};
 use affinity_user::lease::{Claim, Election, Timing};
 use anyhow::{Context as _, Result};
@@ -76,9 +77,14 @@ impl Site {
 
     /// One who gives addresses if it holds the Lease.
     fn controller(&self, node: &'static str) -> (Task, CancellationToken) {
+        self.controller_telling(node, Arc::default())
+    }
+
+    /// One who gives addresses if it holds the Lease, and tells it.
+    fn controller_telling(&self, node: &'static str, board: Arc<Board>) -> (Task, CancellationToken) {
         let (client, stop) = (self.api.client(), CancellationToken::new());
         let stopped = stop.clone();
-        (self.spawn(async move { controller::run(client, "default", node, SHORT, &stopped).await }), stop)
+        (self.spawn(async move { controller::run(client, "default", node, SHORT, &board, &stopped).await }), stop)
     }
 
     /// A pool of these blocks, or the one of that name with other ones.
@@ -171,7 +177,8 @@ fn condition(service: &Service) -> Option<(String, String, String)> {
 #[test]
 fn a_pool_gives_its_addresses_and_says_when_it_has_none_left() -> Result<()> {
     let site = Site::new()?;
-    let (_task, _) = site.controller("a");
+    let board = Arc::new(Board::default());
+    let (_task, _) = site.controller_telling("a", board.clone());
     site.apply_pool("lab", &json!([{ "cidr": "192.0.2.0/30" }]))?;
     site.create("one", None)?;
     site.has("one", &["192.0.2.1"], "Assigned")?;
@@ -187,6 +194,14 @@ fn a_pool_gives_its_addresses_and_says_when_it_has_none_left() -> Result<()> {
         let figures = (status.ipv4.total, status.ipv4.used, status.ipv4.available, status.reserved.len());
         Ok(figures == (2, 2, 0, 0))
     })?;
+    let ipv4 = Usage { total: 2, used: 2, available: 0 };
+    let told = DutiesStatus {
+        gives_addresses: true,
+        pools: [("lab".to_owned(), PoolStatus { ipv4, ipv6: Usage::default() })].into(),
+        unmet: [("PoolExhausted".to_owned(), 1)].into(),
+        announced: Vec::new(),
+    };
+    wait::until_true("the node's own word of it", CONVERGES, || Ok(board.read() == told))?;
     // What becomes free is given.
     site.api.block_on(site.services().delete("one", &DeleteParams::default()))?;
     site.has("three", &["192.0.2.1"], "Assigned")?;

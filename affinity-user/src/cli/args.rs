@@ -129,11 +129,17 @@ pub(super) enum ServiceVerb {
     /// List all service ports
     #[command(after_help = "Examples:\n  affinity service list\n  affinity service list -o json | jq '.[].service'")]
     List,
-    /// Show one service with its backends
-    #[command(after_help = "Examples:\n  affinity service get default/web")]
+    /// Show one service with its backends, and the nodes that answer for its addresses where an API server can be asked
+    #[command(after_help = "Examples:\n  affinity service get default/web\n  \
+                      affinity service get default/web --kubeconfig ~/.kube/config   who answers for its addresses, too")]
     Get {
         /// `NAMESPACE/NAME`; `NAME` is of the namespace `default`
         name: String,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// The namespace of the daemons' Leases; all of them by default
+        #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+        lease_namespace: Option<String>,
     },
 }
 
@@ -253,6 +259,11 @@ pub(super) struct ClusterArgs {
 }
 
 impl ClusterArgs {
+    /// Whether somebody has named an API server, rather than leaving it to be found.
+    pub(super) const fn is_named(&self) -> bool {
+        self.kubeconfig.is_some() || self.api_server.is_some()
+    }
+
     pub(super) fn access(self) -> Access {
         match self.kubeconfig {
             Some(file) => Access::Kubeconfig(file),

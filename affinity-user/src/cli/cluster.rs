@@ -1,4 +1,8 @@
-//! The verbs that ask the API server: `pool list`, `announce list`.
+//! What the API server is asked: for `pool list`, `announce list`, and `service get`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -14,6 +18,9 @@ use crate::ipam::pool::{LoadBalancerPool, Usage};
 use crate::ipam::view::PoolRow;
 use crate::lease::LABEL;
 use crate::sources::kubernetes;
+
+/// How long an API server is waited for that nobody has named.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn pools(common: &Common, cluster: ClusterArgs) -> Result<()> {
     let pools = ask(cluster, async |client: Client| {
@@ -43,16 +50,8 @@ pub(super) fn pools(common: &Common, cluster: ClusterArgs) -> Result<()> {
 }
 
 pub(super) fn announcements(common: &Common, cluster: ClusterArgs, namespace: Option<&str>) -> Result<()> {
-    let leases = ask(cluster, async |client: Client| {
-        let api: Api<Lease> = match namespace {
-            Some(namespace) => Api::namespaced(client, namespace),
-            None => Api::all(client),
-        };
-        api.list(&ListParams::default().labels(&format!("{LABEL}={PURPOSE}"))).await.context("Leases")
-    })?;
     let now = Timestamp::now();
-    let mut rows: Vec<AnnouncementRow> = leases.iter().filter_map(|lease| AnnouncementRow::of(lease, now)).collect();
-    rows.sort_by_key(|row| row.address);
+    let rows = ask(cluster, async |client: Client| announced(client, namespace, now).await)?;
     if common.output == Output::Json {
         return print::json(&rows);
     }
@@ -69,6 +68,31 @@ pub(super) fn announcements(common: &Common, cluster: ClusterArgs, namespace: Op
             ]
         }),
     )
+}
+
+/// Which node answers for which address. An API server that nobody has named need not be there, nor answer.
+pub(super) fn announcers(cluster: ClusterArgs, namespace: Option<&str>) -> Result<BTreeMap<IpAddr, String>> {
+    let is_named = cluster.is_named();
+    let rows = ask(cluster, async |client: Client| {
+        let rows = announced(client, namespace, Timestamp::now());
+        if is_named { rows.await } else { tokio::time::timeout(PATIENCE, rows).await? }
+    });
+    match rows {
+        Ok(rows) => Ok(rows.into_iter().filter_map(|row| Some((row.address, row.node?))).collect()),
+        Err(error) if is_named => Err(error),
+        Err(_) => Ok(BTreeMap::new()),
+    }
+}
+
+async fn announced(client: Client, namespace: Option<&str>, now: Timestamp) -> Result<Vec<AnnouncementRow>> {
+    let api: Api<Lease> = match namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
+    let leases = api.list(&ListParams::default().labels(&format!("{LABEL}={PURPOSE}"))).await.context("Leases")?;
+    let mut rows: Vec<AnnouncementRow> = leases.iter().filter_map(|lease| AnnouncementRow::of(lease, now)).collect();
+    rows.sort_by_key(|row| row.address);
+    Ok(rows)
 }
 
 /// Asks the API server.

@@ -2,6 +2,7 @@
 
 mod args;
 mod cluster;
+mod duties;
 mod pods;
 mod print;
 mod run;
@@ -24,7 +25,9 @@ pub fn execute(cli: Cli) -> Result<()> {
     let done = match verb {
         Verb::Run(args) => return run::run(*args, &common),
         Verb::Service(ServiceVerb::List) => show::services(&common),
-        Verb::Service(ServiceVerb::Get { name }) => show::service(&common, &name),
+        Verb::Service(ServiceVerb::Get { name, cluster, lease_namespace }) => {
+            show::service(&common, &name, cluster, lease_namespace.as_deref())
+        }
         Verb::Backend(BackendVerb::List { service }) => show::backends(&common, service.as_deref()),
         Verb::Session(SessionVerb::List { service, client, live }) => {
             show::sessions(&common, service.as_deref(), client, live)

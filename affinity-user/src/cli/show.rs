@@ -6,7 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::args::{Common, Output};
+use super::args::{ClusterArgs, Common, Output};
+use super::cluster;
+use super::duties;
 use super::print::{self, line, or_dash, span};
 use crate::flush;
 use crate::loader::{self, cgroup::CgroupAttachment};
@@ -63,20 +65,24 @@ fn describe_frontend(it: &FrontendRow) -> String {
 
 /// What there is to say of each frontend of service ports.
 fn print_frontends(rows: &[ServiceRow]) -> Result<()> {
+    let are_announced = rows.iter().flat_map(|row| &row.frontend_details).any(|it| it.announced_by.is_some());
+    let header = ["port", "frontend", "kind", "traffic policy", "lets in", "announced by"];
     print::table(
-        &["port", "frontend", "kind", "traffic policy", "lets in"],
+        &header[..header.len() - usize::from(!are_announced)],
         rows.iter().flat_map(|row| row.frontend_details.iter().map(move |it| (row, it))).map(|(row, it)| {
             let lets_in = it.source_ranges.as_ref().map_or_else(
                 || "all".to_owned(),
                 |ranges| if ranges.is_empty() { "nobody".to_owned() } else { ranges.join(", ") },
             );
-            vec![
+            let mut cells = vec![
                 or_dash(Some(&row.port_name).filter(|name| !name.is_empty())),
                 it.frontend.clone(),
                 it.kind.clone(),
                 it.traffic_policy.to_owned(),
                 lets_in,
-            ]
+            ];
+            cells.extend(are_announced.then(|| or_dash(it.announced_by.as_ref())));
+            cells
         }),
     )
 }
@@ -86,14 +92,22 @@ fn qualified(name: &str) -> String {
     if name.contains('/') { name.to_owned() } else { format!("default/{name}") }
 }
 
-pub(super) fn service(common: &Common, name: &str) -> Result<()> {
+pub(super) fn service(common: &Common, name: &str, cluster: ClusterArgs, namespace: Option<&str>) -> Result<()> {
     let name = qualified(name);
     let snapshot = Snapshot::read(&common.pin_dir)?;
-    let services: Vec<_> = view::services(&snapshot).into_iter().filter(|row| row.service == name).collect();
+    let mut services: Vec<_> = view::services(&snapshot).into_iter().filter(|row| row.service == name).collect();
     if services.is_empty() {
         bail!(
             "no service {name}: `affinity service list` shows those that are served, `affinity status` what was rejected"
         );
+    }
+    let details = services.iter_mut().flat_map(|row| &mut row.frontend_details);
+    let mut announced: Vec<_> = details.filter(|it| it.kind == FrontendKind::LoadBalancer.to_string()).collect();
+    if !announced.is_empty() || cluster.is_named() {
+        let announcers = cluster::announcers(cluster, namespace)?;
+        for it in &mut announced {
+            it.announced_by = announcers.get(&it.address).cloned();
+        }
     }
     let backends: Vec<_> = view::backends(&snapshot).into_iter().filter(|row| row.service == name).collect();
     if common.output == Output::Json {
@@ -293,6 +307,7 @@ pub(super) fn status(common: &Common) -> Result<()> {
             "cgroup": cgroup(common, daemon.as_ref()),
             "collector": daemon.as_ref().and_then(|status| status.collector.as_ref()),
             "sockets": daemon.as_ref().and_then(|status| status.sockets.as_ref()),
+            "duties": daemon.as_ref().and_then(|status| status.duties.as_ref()),
             "maps": maps,
             "evictions": evictions,
             "counters": counters,
@@ -318,6 +333,9 @@ pub(super) fn status(common: &Common) -> Result<()> {
             line(format!("source: {} ({})", status.source.kind, status.source.detail))?;
             if let (Some(since), Some(error)) = (status.source.stale_since, &status.source.last_error) {
                 line(format!("        STALE for {}: {error}", span(seconds_since(since))))?;
+            }
+            for it in status.duties.iter().flat_map(duties::lines) {
+                line(it)?;
             }
             for it in &status.rejected {
                 let field = if it.field.is_empty() { String::new() } else { format!("{}: ", it.field) };

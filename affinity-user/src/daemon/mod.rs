@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::announce::announcer::TableAnnouncer;
 use crate::collector::Collector;
-use crate::duties::{self, Duties};
+use crate::duties::{self, Board, Duties};
 use crate::health::Pulse;
 use crate::health_checks::HealthChecks;
 use crate::lease::Timing;
@@ -181,13 +181,12 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let (pulse, mut pings) = Pulse::new();
     let pulse = Arc::new(pulse);
     let (changed, mut changes) = mpsc::channel(1);
-    let health_checks = {
-        let changed = changed.clone();
-        HealthChecks::start(pulse.clone(), move || {
-            // One that waits to be heard says it too.
-            let _ = changed.try_send(());
-        })?
+    let changed = move || {
+        // One that waits to be heard says it too.
+        let _ = changed.try_send(());
     };
+    let health_checks = HealthChecks::start(pulse.clone(), changed.clone())?;
+    let board = Arc::new(Board::new(changed.clone()));
     let attacher = {
         let (clients, uplinks) = (Patterns::new(&options.interfaces), Patterns::of_uplinks(&options.uplinks));
         let (follower, keeper) = (Follower::new(clients, uplinks), keeper.clone());
@@ -196,16 +195,16 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
             if let Some(keeper) = &keeper {
                 keeper.links_changed();
             }
-            // One that waits to be heard says it too.
-            let _ = changed.try_send(());
+            changed();
         })?
     };
     let reporter = match &options.source {
         Source::Kubernetes(source) => Some(kubernetes::events::start(source, &options.node_name)),
         Source::Directory(_) => None,
     };
-    let duties = start_duties(&options)?;
-    let threads = Threads { attacher, keeper, collector, health_checks, reporter };
+    let duties = start_duties(&options, &board)?;
+    let board = duties.as_ref().map(|_| board);
+    let threads = Threads { attacher, keeper, collector, health_checks, board, reporter };
     let mut state = State::new(&options, reconciler, threads, cgroup, metrics.clone())?;
     state.write_status()?;
     for address in listeners.addresses() {
@@ -246,7 +245,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
 }
 
 /// What a daemon does for the cluster, where there is one.
-fn start_duties(options: &Options) -> Result<Option<Duties>, DaemonError> {
+fn start_duties(options: &Options, board: &Arc<Board>) -> Result<Option<Duties>, DaemonError> {
     let Source::Kubernetes(source) = &options.source else { return Ok(None) };
     let duties = duties::Options {
         source: source.clone(),
@@ -255,7 +254,8 @@ fn start_duties(options: &Options) -> Result<Option<Duties>, DaemonError> {
         timing: options.leases,
     };
     let tables = bpf::open_pinned(&options.loader.pin_dir)?;
-    Ok(Some(Duties::start(duties, TableAnnouncer::new(tables, options.leases.duration))?))
+    let announcer = TableAnnouncer::new(tables, options.leases.duration);
+    Ok(Some(Duties::start(duties, announcer, board.clone())?))
 }
 
 /// What is wrong with the source already now is for whoever has typed it, not for the log. But where an earlier daemon has left

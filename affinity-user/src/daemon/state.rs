@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::attacher::Attacher;
 use super::{LOOK, Options, STATUS_LAG, SWEEP, Source};
 use crate::collector::Collector;
+use crate::duties::Board;
 use crate::health_checks::HealthChecks;
 use crate::loader::cgroup::CgroupAttachment;
 use crate::metrics::{IgnoredTriggers, Metrics, Published, SourceCounts};
@@ -31,6 +32,8 @@ pub(super) struct Threads {
     pub keeper: Option<Arc<Keeper>>,
     pub collector: Collector,
     pub health_checks: HealthChecks,
+    /// What the thread of duties tells, if there is one.
+    pub board: Option<Arc<Board>>,
     /// Where events about objects are made, if that is possible.
     pub reporter: Option<mpsc::Sender<EventReport>>,
 }
@@ -404,7 +407,7 @@ impl State {
 
     pub(super) fn write_status(&mut self) -> Result<(), StatusError> {
         self.write_at = None;
-        let Threads { attacher, keeper, collector, health_checks, reporter: _ } = &self.threads;
+        let Threads { attacher, keeper, collector, health_checks, board, reporter: _ } = &self.threads;
         let attached = attacher.attached();
         let status = &mut self.status;
         status.synced = self.reconciler.is_synced();
@@ -431,6 +434,7 @@ impl State {
         status.cgroup.clone_from(&self.cgroup);
         status.collector = Some(collector.status());
         status.sockets = keeper.as_ref().map(|keeper| keeper.status());
+        status.duties = board.as_ref().map(|board| board.read());
         self.metrics.publish(Published {
             status: status.clone(),
             seen_interfaces: attached.seen_interfaces,

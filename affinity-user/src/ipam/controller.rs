@@ -22,11 +22,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::SERVICE_CONDITION;
-use super::allocate::{Allocation, Outcome, Pool, allocate};
+use super::allocate::{Allocation, Outcome, Pool, PoolOutcome, allocate};
 use super::pool::LoadBalancerPool;
 use super::report::{self, Verdict};
 use super::request::LbService;
 use crate::causes::in_full;
+use crate::duties::{Board, PoolStatus};
 use crate::lease::{Claim, Election, Timing};
 use crate::mirror::{Mirror, Phase};
 use crate::model::{ObjectName, ServiceName};
@@ -68,7 +69,14 @@ fn refused(what: impl std::fmt::Display, error: kube::Error) -> PassError {
 
 /// Gives addresses for as long as it holds the Lease [`LEASE`] in a namespace, under the node's name, until it is stopped; then
 /// it gives the Lease up. Where the custom resource is not installed, it does nothing, and looks again now and then.
-pub async fn run(client: Client, namespace: &str, node: &str, timing: Timing, stop: &CancellationToken) {
+pub async fn run(
+    client: Client,
+    namespace: &str,
+    node: &str,
+    timing: Timing,
+    board: &Arc<Board>,
+    stop: &CancellationToken,
+) {
     let changed = Arc::new(Notify::new());
     let pools = follow_pools(&client, &changed);
     let election = Election::start(Api::namespaced(client.clone(), namespace), PURPOSE, node, timing);
@@ -83,11 +91,17 @@ pub async fn run(client: Client, namespace: &str, node: &str, timing: Timing, st
             if is_installed && election.holds(LEASE) {
                 let controller = controller.get_or_insert_with(|| {
                     tracing::info!("gives load balancer addresses: this node holds the Lease {LEASE}");
-                    Controller::start(client.clone(), node, &changed)
+                    board.tell(|status| status.gives_addresses = true);
+                    Controller::start(client.clone(), node, &changed, board)
                 });
                 wait = controller.work(&pools, &|| election.holds(LEASE)).await;
             } else if controller.take().is_some() {
                 tracing::info!("another node gives load balancer addresses");
+                board.tell(|status| {
+                    status.gives_addresses = false;
+                    status.pools.clear();
+                    status.unmet.clear();
+                });
             }
             let _ = tokio::time::timeout(wait, changed.notified()).await;
             tokio::time::sleep(TOGETHER).await;
@@ -101,7 +115,7 @@ pub async fn run(client: Client, namespace: &str, node: &str, timing: Timing, st
 pub async fn give(client: Client, node: &str) {
     let changed = Arc::new(Notify::new());
     let pools = follow_pools(&client, &changed);
-    let mut controller = Controller::start(client, node, &changed);
+    let mut controller = Controller::start(client, node, &changed, &Arc::default());
     loop {
         let wait = controller.work(&pools, &|| true).await;
         let _ = tokio::time::timeout(wait, changed.notified()).await;
@@ -120,17 +134,19 @@ struct Controller {
     client: Client,
     services: Mirror<Service, LbService>,
     recorder: Recorder,
+    board: Arc<Board>,
     /// The services of the last time.
     known: Option<BTreeSet<ServiceName>>,
 }
 
 impl Controller {
-    fn start(client: Client, node: &str, changed: &Arc<Notify>) -> Self {
+    fn start(client: Client, node: &str, changed: &Arc<Notify>, board: &Arc<Board>) -> Self {
         let config = watcher::Config::default().fields(BALANCERS);
         let read = |service: &Service, _: Option<&LbService>| Some(LbService::read(service)?.1);
         let services = Mirror::start(Api::all(client.clone()), config, read, changed);
         let reporter = Reporter { controller: "affinity".into(), instance: Some(node.to_owned()) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, services, known: None }
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { recorder, client, services, board: board.clone(), known: None }
     }
 
     /// Brings everything to what it ought to be, as far as it is known; returns after which time to look again anyway.
@@ -174,6 +190,7 @@ impl Controller {
             let read: Vec<Pool> = objects.values().map(Pool::read).collect();
             allocation = allocate(&read, &services);
         }
+        self.tell_of(&allocation);
         let mut conflict = None;
         for (name, outcome) in &allocation.services {
             if !holds() {
@@ -190,6 +207,21 @@ impl Controller {
             None if !is_safe(&allocation) => Err(PassError::Conflict("what is reserved".to_owned())),
             None => Ok(()),
         }
+    }
+
+    fn tell_of(&self, allocation: &Allocation) {
+        let pools = allocation.pools.iter().map(|(name, outcome)| {
+            let PoolOutcome { ipv4, ipv6, .. } = outcome;
+            (name.clone(), PoolStatus { ipv4: *ipv4, ipv6: *ipv6 })
+        });
+        let mut unmet: BTreeMap<String, u64> = BTreeMap::new();
+        for problem in allocation.services.values().filter_map(|outcome| outcome.problems.first()) {
+            *unmet.entry(problem.reason().to_owned()).or_default() += 1;
+        }
+        self.board.tell(|status| {
+            status.pools = pools.collect();
+            status.unmet = unmet;
+        });
     }
 
     /// All services of the type, as they are at this moment.

@@ -94,6 +94,20 @@ definitions! {
         "What could not be programmed or attached to though no object is wrong, and what services share with the node",
         "Over 0 for more than a minute: `affinity status` says what to do.";
 
+    GIVES_ADDRESSES: Gauge "affinity_address_leader",
+        "Whether this node gives load balancer addresses (1): it holds the Lease affinity-ipam; or not (0)",
+        "The sum over all nodes is not 1 for over a minute, in a cluster that has pools.";
+    POOL_ADDRESSES: Gauge "affinity_pool_addresses" by ["pool", "family", "state"],
+        "Addresses of pools, used or available; told by the node that gives them",
+        "Available ones near 0: give the pool another block.";
+    UNMET: Gauge "affinity_unmet_services" by ["reason"],
+        "Services that have not all the load balancer addresses that they ask for, by the reason of their condition; told by \
+         the node that gives them",
+        "Over 0: the service's condition and `affinity pool list` say what to do.";
+    ANNOUNCED: Gauge "affinity_announced_addresses" by ["family"],
+        "Addresses that this node answers for by ARP or neighbour discovery",
+        "The sum over all nodes falls: `affinity announce list` shows which address no node answers for.";
+
     SYNC_DURATION: Histogram "affinity_sync_duration" in "seconds",
         "From the receipt of the oldest of some changes to the last map write for them, by the daemon's own clock",
         "The 99th percentile is over 1 s after the start.";

@@ -10,6 +10,8 @@ use affinity_common::reason::{Program, Reason};
 
 use super::exposition::Format;
 use super::*;
+use crate::duties::{DutiesStatus, PoolStatus};
+use crate::ipam::pool::Usage;
 use crate::status::SourceStatus;
 use crate::tables::Table as _;
 use crate::tables::memory::MemoryTables;
@@ -21,8 +23,16 @@ fn metrics() -> Arc<Metrics> {
     let metrics = Metrics::new(memory.tables());
     metrics.sync.observe(0.001);
     let counts = SourceCounts { stale_since: Some(Timestamp::now()), ..SourceCounts::default() };
+    let mut status = StatusFile::new(SourceStatus::new("directory", "/somewhere")).expect("proc");
+    let usage = Usage { total: 254, used: 3, available: 251 };
+    status.duties = Some(DutiesStatus {
+        gives_addresses: true,
+        pools: [("lab".to_owned(), PoolStatus { ipv4: usage, ipv6: Usage::default() })].into(),
+        unmet: [("PoolExhausted".to_owned(), 2)].into(),
+        announced: vec![[192, 0, 2, 1].into()],
+    });
     metrics.publish(Published {
-        status: StatusFile::new(SourceStatus::new("directory", "/somewhere")).expect("proc"),
+        status,
         seen_interfaces: true,
         counts: Counts::default(),
         sources: Kind::ALL.map(|kind| (kind, counts.clone())).into(),
@@ -151,6 +161,16 @@ fn the_exposition_is_as_prometheus_wants_it() {
     );
     assert!(text.contains("affinity_selections_total{reason=\"affinity-new\"} 3\n"), "{text}");
     assert!(text.contains("affinity_sync_duration_seconds_count 1\n"), "{text}");
+    for line in [
+        "affinity_address_leader 1",
+        "affinity_pool_addresses{pool=\"lab\",family=\"ipv4\",state=\"available\"} 251",
+        "affinity_unmet_services{reason=\"PoolExhausted\"} 2",
+        "affinity_announced_addresses{family=\"ipv4\"} 1",
+        "affinity_announced_addresses{family=\"ipv6\"} 0",
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "{line}: {text}");
+    }
+    assert!(!text.contains("pool=\"lab\",family=\"ipv6\""), "it has no IPv6 addresses: {text}");
 }
 
 #[test]

@@ -253,6 +253,7 @@ impl Collector for Scrape {
         self.about(&mut out)?;
         self.services(&mut out)?;
         self.sources(&mut out)?;
+        self.duties(&mut out)?;
         self.programming(&mut out)?;
         self.maps(&mut out)?;
         self.datapath(&mut out)?;
@@ -305,6 +306,23 @@ impl Scrape {
         out.each(&of::SOURCE_FAILURES, sources.iter().map(|(kind, counts)| ([kind.as_str()], counts.failures)))?;
         out.one(&of::REJECTED, self.status().map_or(0, |status| status.rejected.len()))?;
         out.one(&of::PROBLEMS, self.status().map_or(0, |status| status.problems.len()))
+    }
+
+    fn duties(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let duties = self.status().and_then(|status| status.duties.clone()).unwrap_or_default();
+        out.one(&of::GIVES_ADDRESSES, duties.gives_addresses)?;
+        let addresses = duties.pools.iter().flat_map(|(name, pool)| {
+            [("ipv4", pool.ipv4), ("ipv6", pool.ipv6)].into_iter().filter(|(_, usage)| usage.total > 0).flat_map(
+                |(family, usage)| {
+                    [("used", usage.used), ("available", usage.available)]
+                        .map(|(state, count)| ([name.as_str(), family, state], count.cast_unsigned()))
+                },
+            )
+        });
+        out.each(&of::POOL_ADDRESSES, addresses)?;
+        out.each(&of::UNMET, duties.unmet.iter().map(|(reason, count)| ([reason.as_str()], *count)))?;
+        let announced = |is_v4| duties.announced.iter().filter(|addr| addr.is_ipv4() == is_v4).count();
+        out.each(&of::ANNOUNCED, [(["ipv4"], announced(true)), (["ipv6"], announced(false))])
     }
 
     fn programming(&self, out: &mut Writer<'_>) -> fmt::Result {

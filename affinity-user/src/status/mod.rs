@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::collector::CollectorStatus;
+use crate::duties::DutiesStatus;
 use crate::loader::Attachment;
 use crate::loader::cgroup::CgroupAttachment;
 use crate::model::Rejection;
@@ -76,6 +77,9 @@ pub struct StatusFile {
     /// How they are looked after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sockets: Option<SocketsStatus>,
+    /// What it does for the cluster, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duties: Option<DutiesStatus>,
 }
 
 /// A source.
@@ -177,6 +181,7 @@ impl StatusFile {
             cgroup: None,
             collector: None,
             sockets: None,
+            duties: None,
         })
     }
 

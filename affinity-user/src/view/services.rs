@@ -1,6 +1,7 @@
 //! Service ports.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use affinity_common::abi::frontends::{CLUSTER_IP, EXTERNAL_IP, Frontend, KIND, LOAD_BALANCER, LOCAL};
 use affinity_common::types::ServiceId;
@@ -39,6 +40,9 @@ pub struct ServiceRow {
 pub struct FrontendRow {
     /// Where it is: `10.96.0.10:80/TCP`.
     pub frontend: String,
+    /// The address in that.
+    #[serde(skip)]
+    pub address: IpAddr,
     /// `ClusterIP`, `ExternalIP`, `LoadBalancer` or `NodePort`.
     pub kind: String,
     /// The traffic policy: the internal one of a cluster IP, the external one of all others. `Local` where those whom it is
@@ -46,17 +50,22 @@ pub struct FrontendRow {
     pub traffic_policy: &'static str,
     /// Who is let in, where not all are.
     pub source_ranges: Option<Vec<String>>,
+    /// The node that answers for the address by ARP or neighbour discovery, where somebody has asked the API server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub announced_by: Option<String>,
 }
 
 impl FrontendRow {
-    fn of(text: String, kind: FrontendKind, frontend: &Frontend, snapshot: &Snapshot) -> Self {
+    fn of(text: String, address: IpAddr, kind: FrontendKind, frontend: &Frontend, snapshot: &Snapshot) -> Self {
         let is_local = frontend.scope == LOCAL || frontend.parts_outsiders();
         let ranges = || snapshot.ranges.get(&frontend.service).cloned().unwrap_or_default();
         Self {
             frontend: text,
+            address,
             kind: kind.to_string(),
             traffic_policy: if is_local { "Local" } else { "Cluster" },
             source_ranges: frontend.has_ranges().then(ranges),
+            announced_by: None,
         }
     }
 }
@@ -93,7 +102,7 @@ pub fn services(snapshot: &Snapshot) -> Vec<ServiceRow> {
             row.internal_traffic_policy = "Local";
         }
         row.frontends.push(text.clone());
-        row.frontend_details.push(FrontendRow::of(text, kind, frontend, snapshot));
+        row.frontend_details.push(FrontendRow::of(text, address.ip(), kind, frontend, snapshot));
     }
     for (key, backend) in &snapshot.names.backends {
         if let Some(row) = rows.get_mut(&key.service) {
