@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use affinity_common::abi::announced::{Announced, AnnouncedKey};
 use affinity_common::abi::backends::{BY_SCOPE, Backend, ELIGIBLE, ELIGIBLE_LOCAL};
 use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
-use affinity_common::abi::frontends::{Frontend, HAS_RANGES, LOCAL, OTHERS, PARTS_OUTSIDERS};
+use affinity_common::abi::frontends::{Frontend, HAS_RANGES, KIND, LOCAL, NODE_PORT, OTHERS, PARTS_OUTSIDERS};
 use affinity_common::abi::source_ranges::RangeKey;
 use affinity_common::abi::uplinks::Uplink;
 use affinity_common::dp::snat::{FIRST_PORT, PORTS, is_of_range};
@@ -85,6 +85,19 @@ fn answer<F: Wire>(world: &World<F>, service: usize, client: End, place: usize, 
     let (reason, sent) = through(world, Program::Egress, UPLINK, &onward);
     assert_eq!(reason, Reason::Reply);
     assert_eq!(sent, Segment { src: world.services[service].frontend, ..onward }.build::<F>());
+}
+
+fn events_say_who_comes_from_outside_and_by_what<F: Wire>() {
+    let world = world::<F>(1_000);
+    let key = world.services[0].frontend_key::<F>();
+    let value = world.env.frontend(&key).expect("a frontend");
+    world.env.set_frontend(key, Frontend { flags: NODE_PORT, ..value });
+    world.env.want_events(true);
+    send(&world, 0, CLIENT, SYN);
+    let segment = world.services[0].segment(POD_CLIENT, SYN);
+    through(&world, Program::Ingress, POD, &segment);
+    let told: Vec<_> = world.env.take_events().iter().map(|it| (it.outside, it.frontend_flags & KIND)).collect();
+    assert_eq!(told, [(1, NODE_PORT), (0, NODE_PORT)]);
 }
 
 fn who_comes_from_outside_leaves_as_the_node_and_is_answered_as_itself<F: Wire>() {
@@ -413,6 +426,7 @@ fn a_connection_that_is_over_leaves_its_entries_to_the_collector<F: Wire>() {
 }
 
 in_both_families!(
+    events_say_who_comes_from_outside_and_by_what,
     who_comes_from_outside_leaves_as_the_node_and_is_answered_as_itself,
     who_goes_to_a_pod_of_the_node_keeps_its_address,
     pods_and_what_is_masqueraded_already_leave_as_they_are,

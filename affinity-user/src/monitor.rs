@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::tables::{ONLY, TableError, Tables};
-use crate::view::{Client, Names, SnapshotError, now, open, read_clients, read_frontends, read_names};
+use crate::view::{Client, Names, SnapshotError, kind_of, now, open, read_clients, read_frontends, read_names};
 
 /// For how long the datapath is asked for events at a time: a reader that dies is forgotten after that.
 const LEASE: Duration = Duration::from_secs(3);
@@ -69,6 +69,12 @@ pub struct Happening {
     /// The client's port; none for an expiry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_port: Option<u16>,
+    /// Whether it is outside of the cluster: it came in by one of the node's uplinks. None for an expiry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outside: Option<bool>,
+    /// What the client has asked for: `ClusterIP`, `ExternalIP`, `LoadBalancer` or `NodePort`. None for an expiry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frontend_kind: Option<String>,
     /// `namespace/name`.
     pub service: String,
     /// The port's name.
@@ -159,6 +165,8 @@ fn of_event(event: &Event, names: &Names) -> Option<Happening> {
         reason: reason.name(),
         client: event.client_ip(),
         client_port: Some(event.client_port.get()),
+        outside: Some(event.outside != 0),
+        frontend_kind: Some(kind_of(event.frontend_flags).to_string()),
         service: names.service(event.service),
         port_name: names.port(event.service),
         pod: names.pod(event.service, event.backend),
@@ -212,6 +220,8 @@ fn expired(client: &Client, at: Nanos, names: &Names) -> Happening {
         reason: "expired",
         client: client.address,
         client_port: None,
+        outside: None,
+        frontend_kind: None,
         service: names.service(service),
         port_name: names.port(service),
         pod: names.pod(service, backend),

@@ -10,7 +10,7 @@ use affinity_tests::daemon::{Daemon, DaemonOptions, Source, SourceDir};
 use affinity_tests::netns::Netns;
 use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
-use affinity_tests::topology::{Host, Lab, LabOptions};
+use affinity_tests::topology::{Host, Lab, LabOptions, NODE_IP};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::wait;
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +21,7 @@ const METRICS: &str = "127.0.0.1:10249";
 const HEALTH: &str = "127.0.0.1:10256";
 const STICKY: &str = "10.96.0.10:80";
 const POD_PORT: u16 = 8080;
+const NODE_PORT: u16 = 30_080;
 
 fn small_lab() -> Result<Lab> {
     require_root();
@@ -136,10 +137,7 @@ fn a_node_port_that_a_process_has_bound_is_told_until_it_has_let_go() -> Result<
     let lab = small_lab()?;
     let taken = lab.node.netns.enter(|| Ok(TcpListener::bind("0.0.0.0:30080")?))?;
     let source = SourceDir::new()?;
-    let service = ServiceObject::new("web").cluster_ip("10.96.0.10").tcp("http", 80, POD_PORT).change(|spec| {
-        spec.type_ = Some("NodePort".to_owned());
-        spec.ports.iter_mut().flatten().for_each(|port| port.node_port = Some(30080));
-    });
+    let service = with_node_port(ServiceObject::new("web").cluster_ip("10.96.0.10").tcp("http", 80, POD_PORT));
     source.write("web", &[&service.build() as &dyn Document])?;
     let options = DaemonOptions::new(source.source());
     let options = options.arguments(["--nodeport-addresses", "all", "--audit-interval", "1"]);
@@ -160,6 +158,48 @@ fn a_node_port_that_a_process_has_bound_is_told_until_it_has_let_go() -> Result<
     assert!(services.contains(":30080/TCP (NodePort)"), "it is served all the same: {services}");
     drop(taken);
     wait::until_true("no problem", 10 * SECOND, || Ok(problems()?.is_empty()))
+}
+
+/// Who comes from outside is told apart from a pod, also where both ask for the same.
+#[test]
+fn the_monitor_says_who_comes_from_outside_and_by_what() -> Result<()> {
+    let lab = small_lab()?;
+    let _pods: Vec<_> = lab.backends.iter().map(|host| Backend::start(host, POD_PORT)).collect::<Result<_>>()?;
+    let source = SourceDir::new()?;
+    let service = ServiceObject::new("sticky").cluster_ip("10.96.0.10").tcp("http", 80, POD_PORT).affinity(60);
+    let service = with_node_port(service).build();
+    let slice = SliceObject::of("sticky", "1").tcp("http", POD_PORT);
+    let slice = slice.endpoints(lab.backends.iter().map(Host::ip), Endpoint::Ready).build();
+    source.write("sticky", &[&service as &dyn Document, &slice])?;
+    let options = DaemonOptions::new(source.source()).arguments(["--nodeport-addresses", "all"]);
+    let daemon = Daemon::start(&lab.node, options)?;
+    let directory = tempfile::tempdir()?;
+    let (cluster, node_port) = (STICKY.parse()?, SocketAddr::new(NODE_IP[0], NODE_PORT));
+    for (format, outside, pod) in [
+        ("json", r#""outside":true,"frontend_kind":"NodePort""#, r#""outside":false,"frontend_kind":"ClusterIP""#),
+        ("table", " outside -> default/sticky (NodePort) -> ", " -> default/sticky -> "),
+    ] {
+        let log = directory.path().join(format);
+        let mut monitor = daemon.cli().start(&["monitor", "-o", format], &log)?;
+        for (host, frontend, says) in [(&lab.outside, node_port, outside), (&lab.clients[0], cluster, pod)] {
+            let line = wait::until("a line", 10 * SECOND, || {
+                http_get(&host.netns, frontend, &ClientOptions::default())?;
+                monitor.must_run()?;
+                let text = fs::read_to_string(&log)?;
+                Ok(text.lines().find(|line| line.contains(&host.ip().to_string())).map(str::to_owned))
+            })?;
+            assert!(line.contains(says) && line.contains("outside -> ") == says.contains("outside -> "), "{line}");
+        }
+    }
+    Ok(())
+}
+
+/// The same with a node port.
+fn with_node_port(service: ServiceObject) -> ServiceObject {
+    service.change(|spec| {
+        spec.type_ = Some("NodePort".to_owned());
+        spec.ports.iter_mut().flatten().for_each(|port| port.node_port = Some(NODE_PORT.into()));
+    })
 }
 
 #[test]

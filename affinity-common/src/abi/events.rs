@@ -29,8 +29,12 @@ pod! {
         pub version: u8,
         /// The number of a [`crate::reason::Reason`].
         pub reason: u8,
+        /// 1 for a client that came in by one of the node's uplinks, else 0.
+        pub outside: u8,
+        /// The frontend's flags.
+        pub frontend_flags: u16,
         /// Zero.
-        pub zero: [u8; 5],
+        pub zero: [u8; 2],
         /// The client's address: the family's octets, then zeroes.
         pub client: [u8; 16],
     }

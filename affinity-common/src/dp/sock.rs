@@ -302,7 +302,9 @@ fn event<F: Family>(
         proto: asked.proto,
         version: F::VERSION,
         reason: choice.reason as u8,
-        zero: [0; 5],
+        outside: 0,
+        frontend_flags: frontend.flags,
+        zero: [0; 2],
         client: F::octets16(client),
     }
 }

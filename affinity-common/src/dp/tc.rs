@@ -309,7 +309,9 @@ fn event<F: Family>(frontend: &Frontend, headers: &Headers<F>, choice: &Choice<F
         proto: headers.proto,
         version: F::VERSION,
         reason: choice.reason as u8,
-        zero: [0; 5],
+        outside: headers.from_outside.into(),
+        frontend_flags: frontend.flags,
+        zero: [0; 2],
         client: F::octets16(&headers.src),
     }
 }

@@ -273,13 +273,17 @@ pub(super) fn monitor(common: &Common) -> Result<()> {
     Ok(runtime.block_on(monitor::run(&common.pin_dir, &common.state_dir, show))?)
 }
 
-/// `12.345  10.244.0.11:40000 -> default/web -> web-0 (10.244.0.101:8080)  affinity-failover, was web-1`
+/// `12.345  10.244.0.11:40000 -> default/web -> web-0 (10.244.0.101:8080)  affinity-failover, was web-1`; of who comes from
+/// outside, `198.51.100.9:40000 outside -> default/web (NodePort) -> …`
 fn describe(it: &Happening) -> String {
     let client = it.client_port.map_or_else(|| it.client.to_string(), |port| format!("{}:{port}", it.client));
     let address = or_dash(it.backend);
     let pod = it.pod.as_ref().map_or_else(|| address.clone(), |pod| format!("{pod} ({address})"));
     let previous = it.previous.as_ref().map_or_else(String::new, |previous| format!(", was {previous}"));
-    format!("{:12.3}  {client} -> {} -> {pod}  {}{previous}", it.time_seconds, it.service, it.reason)
+    let outside = if it.outside == Some(true) { " outside" } else { "" };
+    let kind = it.frontend_kind.as_ref().filter(|kind| **kind != FrontendKind::ClusterIp.to_string());
+    let kind = kind.map_or_else(String::new, |kind| format!(" ({kind})"));
+    format!("{:12.3}  {client}{outside} -> {}{kind} -> {pod}  {}{previous}", it.time_seconds, it.service, it.reason)
 }
 
 pub(super) fn status(common: &Common) -> Result<()> {

@@ -20,7 +20,7 @@ pub use backends::{BackendRow, backends};
 pub use connections::{ConnectionRow, connections};
 pub use counters::{CounterRow, MapRow, counters, maps};
 pub use evictions::{Certainty, EvictionRow, evictions};
-pub use services::{FrontendRow, ServiceRow, services};
+pub use services::{FrontendRow, ServiceRow, kind_of, services};
 pub use sessions::{SessionRow, sessions};
 pub use snapshot::{
     Backend, Client, Connection, FrontendAt, Names, Snapshot, SnapshotError, now, open, read_clients, read_frontends,

@@ -70,8 +70,9 @@ impl FrontendRow {
     }
 }
 
-fn kind_of(frontend: &Frontend) -> FrontendKind {
-    match frontend.flags & KIND {
+/// Which of a service's addresses a frontend is at, by its flags.
+pub fn kind_of(flags: u16) -> FrontendKind {
+    match flags & KIND {
         CLUSTER_IP => FrontendKind::ClusterIp,
         EXTERNAL_IP => FrontendKind::ExternalIp,
         LOAD_BALANCER => FrontendKind::LoadBalancer,
@@ -97,7 +98,7 @@ pub fn services(snapshot: &Snapshot) -> Vec<ServiceRow> {
             backends: 0,
             live_sessions: 0,
         });
-        let (kind, text) = (kind_of(frontend), format!("{address}/{proto}"));
+        let (kind, text) = (kind_of(frontend.flags), format!("{address}/{proto}"));
         if kind == FrontendKind::ClusterIp && frontend.scope == LOCAL {
             row.internal_traffic_policy = "Local";
         }
