@@ -8,7 +8,7 @@ use affinity_tests::apiserver::{ApiOptions, ApiServer};
 use affinity_tests::daemon::{Cli, Daemon, DaemonOptions, Source};
 use affinity_tests::objects::{Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
-use affinity_tests::topology::{Lab, LabOptions};
+use affinity_tests::topology::{Lab, LabOptions, NODE_IP};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::wait;
 use affinity_user::ipam::pool::{LoadBalancerPool, LoadBalancerPoolSpec};
@@ -314,6 +314,33 @@ fn a_service_is_shown_with_the_node_that_answers_for_it() -> Result<()> {
     assert_eq!(shown(&asked)?, Some(json!("edge")));
     let table = daemon.cli().text(&[&["service", "get", "web"][..], &asked].concat())?;
     assert!(table.contains("ANNOUNCED BY") && table.contains("edge"), "{table}");
+    Ok(())
+}
+
+/// Who does not get an address that another service has, or gets one that is the node's too, is told so.
+#[test]
+fn addresses_that_somebody_has_already_are_told_by_events() -> Result<()> {
+    let site = Site::new(ApiOptions::default())?;
+    let _daemon = site.daemon()?;
+    let own = NODE_IP[0].to_string();
+    let service = |name: &str, ip: &str, addresses: &[&str]| {
+        let addresses = addresses.iter().map(|it| (*it).to_owned()).collect();
+        web(name, ip).change(|spec| spec.external_ips = Some(addresses)).build()
+    };
+    site.api.apply(&service("first", "10.96.0.10", &["203.0.113.1"]))?;
+    let uid = site.api.apply(&service("second", "10.96.0.11", &["203.0.113.1", &own]))?.metadata.uid;
+    let events: Api<Event> = Api::default_namespaced(site.api.client());
+    for (reason, note) in [
+        ("NotProgrammed", "spec.externalIPs[0]: 203.0.113.1:80/TCP belongs to Service default/first, which is older"),
+        ("NodesOwnAddress", &format!("spec.externalIPs[1]: {own} is the node's own address")),
+    ] {
+        let about = |event: &Event| event.regarding.as_ref().is_some_and(|object| object.uid == uid);
+        let event = wait::until(reason, CONVERGES, || {
+            let all = site.api.block_on(events.list(&ListParams::default()))?;
+            Ok(all.into_iter().find(|event| about(event) && event.reason.as_deref() == Some(reason)))
+        })?;
+        assert!(event.note.as_ref().is_some_and(|told| told.starts_with(note)), "{event:?}");
+    }
     Ok(())
 }
 

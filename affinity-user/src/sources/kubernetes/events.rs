@@ -157,7 +157,7 @@ mod tests {
     use affinity_common::types::Proto;
 
     use super::*;
-    use crate::model::Problem;
+    use crate::model::{Matter, Problem};
 
     #[test]
     fn reports_are_of_objects_and_say_what_is_wrong() {
@@ -187,6 +187,17 @@ mod tests {
         let report = Report::of_problem(&problem).expect("a report");
         assert_eq!((report.kind, report.field.as_str()), (Kind::Service, "port http/TCP"));
         assert!(report.note.starts_with("shop/web/http/TCP: "), "{}", report.note);
+        let report = Report::of_notice(&Notice {
+            service: ObjectName::new("shop", "web"),
+            field: "spec.externalIPs[0]".into(),
+            matter: Matter::NodesOwnAddress([192, 0, 2, 1].into()),
+        });
+        assert_eq!((report.reason, report.field.as_str()), ("NodesOwnAddress", "spec.externalIPs[0]"));
+        assert!(
+            report.note.starts_with("spec.externalIPs[0]: 192.0.2.1 is the node's own address: "),
+            "{}",
+            report.note
+        );
         assert_eq!(cut("aé", 2), "a");
     }
 }
