@@ -8,20 +8,25 @@ use affinity_common::abi::uplinks::Uplink;
 use affinity_common::family::{V4, V6};
 use affinity_tests::capture::{Capture, Frame};
 use affinity_tests::privilege::require_root;
-use affinity_tests::topology::{ETH0, Lab, LabOptions};
+use affinity_tests::topology::{ETH0, Families, Lab, LabOptions};
+use affinity_tests::wait;
 use affinity_user::announce::announcer::{Announcement, Announcer as _, TableAnnouncer};
-use affinity_user::announce::frames::{solicited_node_group, unasked};
+use affinity_user::announce::frames::{solicited_node_address, solicited_node_group, unasked};
 use affinity_user::tables::Table as _;
 use affinity_user::tables::memory::MemoryTables;
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nametoindex;
 
 const SECOND: Duration = Duration::from_secs(1);
+/// MLD: from now on a node hears a group, whoever sends.
+const CHANGE_TO_EXCLUDE: u8 = 4;
+/// MLD: from now on it hears nobody's.
+const CHANGE_TO_INCLUDE: u8 = 3;
 
 #[test]
 fn neighbours_are_told_three_times_and_questions_are_heard() -> Result<()> {
     require_root();
-    let lab = Lab::new(LabOptions::default())?;
+    let lab = Lab::new(LabOptions { families: Families::Dual, ..LabOptions::default() })?;
     let addresses: [IpAddr; 2] = ["198.51.100.77".parse()?, "fd00:c5::77:beef".parse()?];
     let mac = lab.outside.node_mac;
     let capture = Capture::start(&lab.outside.netns, ETH0)?;
@@ -51,6 +56,17 @@ fn neighbours_are_told_three_times_and_questions_are_heard() -> Result<()> {
         })
     })?;
     assert!(groups.contains(&group(addresses[1])), "{groups:?}");
+    // A switch is told by MLD: a report that names the group, and one that says that nobody is in it any more.
+    let solicited = solicited_node_address("fd00:c5::77:beef".parse()?).octets();
+    let reports = || -> Vec<u8> {
+        let frames = capture.frames().into_iter().filter(|frame| !frame.outgoing);
+        frames.filter_map(|frame| record_of(&frame.bytes, solicited)).collect()
+    };
+    wait::until_true("both reports", 5 * SECOND, || {
+        let seen: BTreeSet<u8> = reports().into_iter().collect();
+        Ok(seen.is_superset(&[CHANGE_TO_EXCLUDE, CHANGE_TO_INCLUDE].into()))
+    })
+    .with_context(|| format!("{:?}", reports()))?;
     assert!(lab.node.addresses.iter().all(|address| own.contains(address)), "{own:?}");
     for address in addresses {
         for frame in unasked(address, mac) {
@@ -60,6 +76,17 @@ fn neighbours_are_told_three_times_and_questions_are_heard() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The kind of the record for a group in a frame, if that is an MLD report (RFC 3810, 5.2).
+fn record_of(frame: &[u8], group: [u8; 16]) -> Option<u8> {
+    // Ethernet, IPv6, and a hop-by-hop header with the router alert; then type 143.
+    const REPORT: usize = 14 + 40 + 8;
+    if frame.get(12..14) != Some(&[0x86, 0xdd]) || frame.get(REPORT) != Some(&143) {
+        return None;
+    }
+    // Each record: kind, length of its data, number of sources, and the group.
+    frame.get(REPORT + 8..)?.chunks_exact(20).find(|record| record[4..] == group).map(|record| record[0])
 }
 
 /// The group of an IPv6 address, as the kernel prints it.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use affinity_common::family::Family;
 use affinity_common::types::Seconds;
 use nix::ifaddrs::getifaddrs;
 
-use super::frames::{solicited_node_group, unasked};
+use super::frames::{solicited_node_address, solicited_node_group, unasked};
 use super::link::Link;
 use crate::tables::{FamilyTables, TableError, Tables};
 
@@ -123,14 +123,22 @@ impl TableAnnouncer {
         let used: BTreeSet<u32> = wanted.iter().map(|(_, ifindex)| *ifindex).collect();
         self.links.retain(|ifindex, _| used.contains(ifindex));
         for ifindex in used {
-            let groups = wanted.iter().filter(|(_, at)| *at == ifindex).filter_map(|(address, _)| match address {
+            let addresses = wanted.iter().filter(|(_, at)| *at == ifindex).filter_map(|(address, _)| match address {
                 IpAddr::V4(_) => None,
-                IpAddr::V6(address) => Some(solicited_node_group(*address)),
+                IpAddr::V6(address) => Some(*address),
             });
-            let groups = groups.collect();
-            let joined = self
-                .link(ifindex)
-                .and_then(|link| link.lock().unwrap_or_else(PoisonError::into_inner).set_groups(&groups));
+            let addresses: Vec<Ipv6Addr> = addresses.collect();
+            let groups = addresses.iter().copied().map(solicited_node_group).collect();
+            let joined = self.link(ifindex).and_then(|link| {
+                let mut link = link.lock().unwrap_or_else(PoisonError::into_inner);
+                link.set_groups(&groups)?;
+                // Neighbours are heard without it where no switch keeps their questions back.
+                let told = link.set_member_of(&addresses.into_iter().map(solicited_node_address).collect());
+                if let Err(error) = told {
+                    note(&format!("switches can't be told who is to be heard on interface {ifindex}"), &error);
+                }
+                Ok(())
+            });
             if let Err(error) = joined {
                 // Perhaps of an interface that has come again with its number.
                 self.links.remove(&ifindex);

@@ -30,6 +30,12 @@ pub fn solicited_node_group(address: Ipv6Addr) -> [u8; 6] {
     [0x33, 0x33, 0xff, a, b, c]
 }
 
+/// The multicast group of those who are asked for an address: `ff02::1:ff00:0` and its last three bytes.
+pub fn solicited_node_address(address: Ipv6Addr) -> Ipv6Addr {
+    let [.., a, b, c] = address.octets();
+    Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c])
+}
+
 fn arp(address: Ipv4Addr, mac: [u8; 6], operation: ArpOperation) -> Vec<u8> {
     let packet = ArpEthIpv4Packet {
         operation,
@@ -98,5 +104,6 @@ mod tests {
     fn groups_have_the_last_three_bytes() {
         let address = "2001:db8::c0:ffee".parse().expect("an address");
         assert_eq!(solicited_node_group(address), [0x33, 0x33, 0xff, 0xc0, 0xff, 0xee]);
+        assert_eq!(solicited_node_address(address), "ff02::1:ffc0:ffee".parse::<Ipv6Addr>().expect("an address"));
     }
 }

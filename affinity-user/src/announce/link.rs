@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{MsgFlags, send};
+use socket2::{Domain, Socket, Type};
 
 use crate::syscall::packet;
 
@@ -14,6 +16,9 @@ pub struct Link {
     ifindex: u32,
     socket: OwnedFd,
     groups: BTreeSet<[u8; 6]>,
+    /// As whose the kernel tells of multicast groups by MLD, from the first one on.
+    member: Option<Socket>,
+    member_of: BTreeSet<Ipv6Addr>,
 }
 
 impl Link {
@@ -22,7 +27,8 @@ impl Link {
     /// # Errors
     /// Where there is no such interface, or no leave (`CAP_NET_RAW`).
     pub fn open(ifindex: u32) -> io::Result<Self> {
-        Ok(Self { ifindex, socket: packet::open(ifindex)?, groups: BTreeSet::new() })
+        let socket = packet::open(ifindex)?;
+        Ok(Self { ifindex, socket, groups: BTreeSet::new(), member: None, member_of: BTreeSet::new() })
     }
 
     /// Sends a frame.
@@ -49,6 +55,38 @@ impl Link {
                 Err(error) => result = result.and(Err(error)),
             }
         }
+        result
+    }
+
+    /// Is a member of these multicast groups, and of no others, from now on, which the kernel tells by MLD (RFC 3810): a switch
+    /// that follows that forwards to nobody else what is sent to them.
+    ///
+    /// # Errors
+    /// That of the first one which it can't join or leave; of the others it is a member as it should be.
+    pub fn set_member_of(&mut self, groups: &BTreeSet<Ipv6Addr>) -> io::Result<()> {
+        let changes: Vec<Ipv6Addr> = self.member_of.symmetric_difference(groups).copied().collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let member = match self.member.take() {
+            Some(member) => member,
+            None => Socket::new(Domain::IPV6, Type::DGRAM, None)?,
+        };
+        let mut result = Ok(());
+        for group in changes {
+            let joins = groups.contains(&group);
+            let done = if joins {
+                member.join_multicast_v6(&group, self.ifindex)
+            } else {
+                member.leave_multicast_v6(&group, self.ifindex)
+            };
+            match done {
+                Ok(()) if joins => drop(self.member_of.insert(group)),
+                Ok(()) => drop(self.member_of.remove(&group)),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        self.member = Some(member);
         result
     }
 }
