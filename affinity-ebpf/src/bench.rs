@@ -24,12 +24,12 @@ mod wire;
 use core::marker::PhantomData;
 
 use affinity_common::{
-    abi::{affinity::AffinityKey, conntrack::ConntrackKey, work::Work},
+    abi::{affinity::AffinityKey, conntrack::ConntrackKey, tail_calls::Stage, work::Work},
     dp::{
         Env,
         parse::{self, Headers, Parse},
     },
-    family::{V4, V6},
+    family::{Family as _, V4, V6},
 };
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -95,6 +95,19 @@ programs! {
     V6: bench_parse6, bench_wrapper6, bench_ingress6, bench_egress6;
 }
 
+/// As `affinity_snat`, in whose place it is: ends the run that the program before it has begun.
+#[classifier]
+pub fn bench_snat(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let verdict = pipeline::go_on(&ctx, Stage::Snat);
+    match parse::ethertype(&Skb::new(TcContext::new(skb))) {
+        Some(V4::ETHERTYPE) => Run::<V4>::resume(skb).end(),
+        Some(V6::ETHERTYPE) => Run::<V6>::resume(skb).end(),
+        _ => {}
+    }
+    verdict
+}
+
 /// What calling a program of a socket costs, at each hook that is measured.
 macro_rules! empty_programs {
     ($($program:ident($hook:ident),)+) => {$(
@@ -130,8 +143,10 @@ fn read<F: Maps + Parse>(ctx: TcContext) {
 const IP: usize = 14;
 /// In the payload, the stop watch.
 const WATCH: usize = 32;
+/// In the payload, when the pipeline started.
+const START: usize = 68;
 /// In the payload, the keys of what is forgotten.
-const KEYS: usize = 68;
+const KEYS: usize = 76;
 
 /// What of the frame differs by family.
 trait Anew: Maps + Parse {
@@ -184,7 +199,8 @@ impl Anew for V6 {
 /// | 8 | where anything is forgotten: the pipeline's nanoseconds in all runs | the machine's |
 /// | 12 | the first 96 bits of an IPv6 source | the wire's |
 /// | 16 | the destination's address; an IPv4 one is the first 4 | the wire's |
-/// | | the keys of what is forgotten: the connection's, forward and back, and the client's | the machine's |
+/// | 8 | where anything is forgotten: when the pipeline started, for the program that it hands the packet over to | the machine's |
+/// | | the keys of what is forgotten: two of the connection's, and the client's | the machine's |
 struct Run<F> {
     skb: *mut __sk_buff,
     /// When the pipeline started, where it is timed.
@@ -201,7 +217,26 @@ impl<F: Anew> Run<F> {
         if forgets != 0 {
             forget::<F>(skb, forgets > 1);
         }
-        Self { skb, start: (forgets != 0).then(nanos), family: PhantomData }
+        let start = (forgets != 0).then(nanos);
+        if let (Some(start), Some(at)) = (start, Self::word(skb, START)) {
+            store_u64(at, start);
+        }
+        Self { skb, start, family: PhantomData }
+    }
+
+    /// The run that another program has begun.
+    #[inline(always)]
+    fn resume(skb: *mut __sk_buff) -> Self {
+        let start = Self::word(skb, START).map(load_u64).filter(|start| *start != 0);
+        Self { skb, start, family: PhantomData }
+    }
+
+    /// Where a word of eight bytes of the payload is.
+    #[inline(always)]
+    fn word(skb: *mut __sk_buff, offset: usize) -> Option<usize> {
+        let (frame, end) = bounds(&TcContext::new(skb));
+        let at = frame + F::PAYLOAD + offset;
+        (at + size_of::<u64>() <= end).then_some(at)
     }
 
     /// Adds the pipeline's time to the packet's stop watch, where it is timed.
@@ -209,10 +244,7 @@ impl<F: Anew> Run<F> {
     fn end(self) {
         let Some(start) = self.start else { return };
         let ran = nanos() - start;
-        let ctx = TcContext::new(self.skb);
-        let (frame, end) = bounds(&ctx);
-        let watch = frame + F::PAYLOAD + WATCH;
-        if watch + size_of::<u64>() <= end {
+        if let Some(watch) = Self::word(self.skb, WATCH) {
             store_u64(watch, load_u64(watch).wrapping_add(ran));
         }
     }

@@ -31,6 +31,8 @@ fn packets_are_measured() -> Result<()> {
         let syn = |row: &&Value| row["name"] == "SYN, not for a service" && row["version"] == version;
         assert_eq!(rows.iter().filter(syn).count(), 2, "one for each number of services: {figures}");
     }
+    let all = rows.iter().filter(|row| row["name"] == "SNAT, first packet, both").count();
+    assert_eq!(all, 2 * 2, "for each number of services in each family: {figures}");
     let is_held_against_ipv4 = |row: &Value| row["to_ipv4"]["median"].as_f64().is_some() == (row["version"] == 6);
     assert!(rows.iter().all(is_held_against_ipv4), "{figures}");
     Ok(())

@@ -37,6 +37,12 @@ enum Packets {
     Timed,
     /// The client's first, of another connection each.
     Fresh(Kind, Step),
+    /// A client's from outside that leave the node for the backend, of a connection that it has answered.
+    Leaving,
+    /// The first of those, of one connection that the node forgets to have sent out in between.
+    FirstLeaving,
+    /// The backend's, to the node.
+    Returning,
 }
 
 const fn case(name: &'static str, run: Run, counts_as: Option<Reason>, packets: Packets) -> Case {
@@ -79,8 +85,43 @@ pub const REPLY: Case = case("reply (egress)", Run::Egress, Some(Reason::Reply),
 pub const FIRST_NEW: Case =
     ingress("first packet, new client", Reason::AffinityNew, Packets::First(Kind::Sticky, Forget::Client));
 
+/// From outside to a node port, established.
+pub const NODE_PORT: Case = ingress("node port, established", Reason::Established, Packets::Requests(Kind::NodePort));
+/// From outside to a node port, first packet.
+pub const NODE_PORT_FIRST: Case =
+    ingress("node port, first packet", Reason::AffinityHit, Packets::First(Kind::NodePort, Forget::Connection));
+/// The answer to it, where it leaves the node.
+pub const NODE_PORT_REPLY: Case =
+    case("node port, reply (egress)", Run::Egress, Some(Reason::Reply), Packets::Replies(Kind::NodePort));
+/// What has come by a node port leaves for a backend elsewhere.
+pub const SNAT: Case = case("SNAT, established (egress)", Run::Egress, Some(Reason::Snat), Packets::Leaving);
+/// The first packet does.
+pub const SNAT_FIRST: Case =
+    case("SNAT, first packet (egress)", Run::Egress, Some(Reason::Snat), Packets::FirstLeaving);
+/// The answer comes in.
+pub const SNAT_REPLY: Case = ingress("SNAT, reply (ingress)", Reason::SnatReply, Packets::Returning);
+
+/// What a packet's whole way through the node costs: two rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Sum {
+    /// Its name.
+    pub name: &'static str,
+    /// Those that are added, round by round.
+    pub parts: [Case; 2],
+}
+
+/// From outside to a backend elsewhere, established.
+pub const WAY: Sum = Sum { name: "SNAT, established, both", parts: [NODE_PORT, SNAT] };
+/// From outside to a backend elsewhere, first packet.
+pub const WAY_FIRST: Sum = Sum { name: "SNAT, first packet, both", parts: [NODE_PORT_FIRST, SNAT_FIRST] };
+/// The way back.
+pub const WAY_BACK: Sum = Sum { name: "SNAT, reply, both", parts: [SNAT_REPLY, NODE_PORT_REPLY] };
+
+/// The ways that are summed up.
+pub const SUMS: [Sum; 3] = [WAY, WAY_FIRST, WAY_BACK];
+
 /// The rows that are measured with every number of services.
-pub const CASES: [Case; 13] = [
+pub const CASES: [Case; 19] = [
     NOT_SERVICE,
     SYN_NOT_SERVICE,
     case("not a reply (egress)", Run::Egress, Some(Reason::NotReply), Packets::Unrelated(Tcp::ACK)),
@@ -91,6 +132,12 @@ pub const CASES: [Case; 13] = [
     FIRST_HIT,
     FIRST_NEW,
     FIRST_PLAIN,
+    NODE_PORT,
+    NODE_PORT_FIRST,
+    NODE_PORT_REPLY,
+    SNAT,
+    SNAT_FIRST,
+    SNAT_REPLY,
     FRESH[0],
     FRESH[1],
     FRESH[2],
@@ -159,7 +206,7 @@ impl Case {
 
     /// Whether the wrapper's stop watch measures it.
     fn is_timed(&self) -> bool {
-        matches!(self.packets, Packets::First(..) | Packets::Timed)
+        matches!(self.packets, Packets::First(..) | Packets::FirstLeaving | Packets::Timed)
     }
 
     /// Whether it leaves connections behind, and clients.
@@ -167,15 +214,30 @@ impl Case {
         matches!(self.packets, Packets::Fresh(..))
     }
 
+    /// Whether its packets come in from outside, or leave there.
+    fn is_outside(&self) -> bool {
+        match self.packets {
+            Packets::Requests(kind) | Packets::Replies(kind) | Packets::First(kind, _) => kind == Kind::NodePort,
+            Packets::Leaving | Packets::FirstLeaving | Packets::Returning => true,
+            Packets::Unrelated(_) | Packets::Timed | Packets::Fresh(..) => false,
+        }
+    }
+
     /// Takes a sample: nanoseconds a run. `keep` leaves the tables as they are then.
     pub fn sample(&self, node: &mut Node, fresh: &mut Fresh, effort: Effort, keep: bool) -> Result<f64> {
         let runs = if self.makes_entries() { effort.connections } else { effort.runs };
+        if self.is_outside() {
+            node.lead_outside(true)?;
+        }
         // The first of them only warm the caches up for the others.
         let warm_up = runs / 20 + 1;
         let frame = self.frame(node, fresh, warm_up)?;
         node.run(self.run, &frame, warm_up)?;
         let frame = self.frame(node, fresh, runs)?;
         let done = node.run(self.run, &frame, runs)?;
+        if self.is_outside() {
+            node.lead_outside(false)?;
+        }
         if let Some(reason) = self.counts_as {
             let as_meant = done.counted.iter().find(|(counted, _)| *counted == reason).map_or(0, |(_, n)| *n);
             // A client that starts anew, an entry whose second is over: one in some thousand.
@@ -192,19 +254,19 @@ impl Case {
         let version = node.version;
         let (client, stranger) = (client(version), stranger(version));
         // Of a connection with a backend.
-        let forgotten = |kind: Kind, forget, backend| {
+        let forgotten = |kind: Kind, forget, backend, leaves_as| {
             let (frontend, proto, service) = (kind.frontend(version), kind.proto(), kind.service());
-            Forgotten::of(forget, &Connection { client, frontend, backend, proto, service })
+            Forgotten::of(forget, &Connection { client, frontend, backend, proto, service, leaves_as })
         };
         let same = |packet: &Packet, from| frame::repeated(packet, from, Step::Same, &Forgotten::NOTHING);
         Ok(match self.packets {
             Packets::Unrelated(flags) => same(&frame::tcp(client, stranger, flags), client),
             Packets::Timed => {
-                let forgotten = forgotten(Kind::Sticky, Forget::Connection, stranger)?;
+                let forgotten = forgotten(Kind::Sticky, Forget::Connection, stranger, None)?;
                 frame::repeated(&frame::tcp(client, stranger, Tcp::SYN), client, Step::Same, &forgotten)
             }
             Packets::First(kind, forget) => {
-                let forgotten = forgotten(kind, forget, open(node, kind)?)?;
+                let forgotten = forgotten(kind, forget, open(node, kind)?, None)?;
                 frame::repeated(&first(kind, client), client, Step::Same, &forgotten)
             }
             Packets::Fresh(kind, step) => {
@@ -219,6 +281,19 @@ impl Case {
                 let backend = open(node, kind)?;
                 same(&later(kind, backend, client), backend)
             }
+            Packets::Leaving => {
+                let (backend, _) = send_out(node)?;
+                same(&later(Kind::NodePort, client, backend), client)
+            }
+            Packets::FirstLeaving => {
+                let (backend, end) = send_out(node)?;
+                let forgotten = forgotten(Kind::NodePort, Forget::Connection, backend, Some(end))?;
+                frame::repeated(&frame::tcp(client, backend, Tcp::SYN), client, Step::Same, &forgotten)
+            }
+            Packets::Returning => {
+                let (backend, end) = send_out(node)?;
+                same(&later(Kind::NodePort, backend, end), backend)
+            }
         })
     }
 }
@@ -227,7 +302,7 @@ impl Case {
 fn first(kind: Kind, from: SocketAddr) -> Packet {
     let to = kind.frontend(Version::of_address(from));
     match kind {
-        Kind::Sticky | Kind::Plain => frame::tcp(from, to, Tcp::SYN),
+        Kind::Sticky | Kind::Plain | Kind::NodePort => frame::tcp(from, to, Tcp::SYN),
         Kind::StickyUdp => frame::udp(from, to),
     }
 }
@@ -235,7 +310,7 @@ fn first(kind: Kind, from: SocketAddr) -> Packet {
 /// The backend's answer to it.
 fn answer(kind: Kind, from: SocketAddr, to: SocketAddr) -> Packet {
     match kind {
-        Kind::Sticky | Kind::Plain => frame::tcp(from, to, Tcp::SYN | Tcp::ACK),
+        Kind::Sticky | Kind::Plain | Kind::NodePort => frame::tcp(from, to, Tcp::SYN | Tcp::ACK),
         Kind::StickyUdp => frame::udp(from, to),
     }
 }
@@ -243,7 +318,7 @@ fn answer(kind: Kind, from: SocketAddr, to: SocketAddr) -> Packet {
 /// A later packet of a connection.
 fn later(kind: Kind, from: SocketAddr, to: SocketAddr) -> Packet {
     match kind {
-        Kind::Sticky | Kind::Plain => frame::tcp(from, to, Tcp::ACK),
+        Kind::Sticky | Kind::Plain | Kind::NodePort => frame::tcp(from, to, Tcp::ACK),
         Kind::StickyUdp => frame::udp(from, to),
     }
 }
@@ -251,12 +326,28 @@ fn later(kind: Kind, from: SocketAddr, to: SocketAddr) -> Packet {
 /// Makes the client's connection to a service: both sides have sent something. Returns the backend.
 fn open(node: &Node, kind: Kind) -> Result<SocketAddr> {
     let (client, frontend) = (client(node.version), kind.frontend(node.version));
-    let pass =
-        |run, packet: &Packet, from| node.pass(run, &frame::repeated(packet, from, Step::Same, &Forgotten::NOTHING));
-    let (_, backend) = frame::ends(&pass(Run::Ingress, &first(kind, client), client)?);
+    let (_, backend) = pass(node, Run::Ingress, &first(kind, client), client)?;
     ensure!(backend != frontend, "the first packet to {kind:?} was not translated");
-    let (source, _) = frame::ends(&pass(Run::Egress, &answer(kind, backend, client), backend)?);
+    let (source, _) = pass(node, Run::Egress, &answer(kind, backend, client), backend)?;
     ensure!(source == frontend, "the answer of {kind:?} was not translated");
-    pass(Run::Ingress, &later(kind, client, frontend), client)?;
+    pass(node, Run::Ingress, &later(kind, client, frontend), client)?;
     Ok(backend)
+}
+
+/// Makes the connection of a client outside to a backend elsewhere, as whose packets' end the node stands. Returns the
+/// backend, and that end.
+fn send_out(node: &Node) -> Result<(SocketAddr, SocketAddr)> {
+    let (kind, client) = (Kind::NodePort, client(node.version));
+    let backend = open(node, kind)?;
+    let (end, to) = pass(node, Run::Egress, &frame::tcp(client, backend, Tcp::SYN), client)?;
+    ensure!(to == backend && end.ip() == kind.frontend(node.version).ip(), "from {client} there left {end} to {to}");
+    let (from, to) = pass(node, Run::Ingress, &answer(kind, backend, end), backend)?;
+    ensure!((from, to) == (backend, client), "the answer to {end} came in as one from {from} to {to}");
+    pass(node, Run::Egress, &later(kind, client, backend), client)?;
+    Ok((backend, end))
+}
+
+/// Passes a packet; returns the ends that it has then.
+fn pass(node: &Node, run: Run, packet: &Packet, from: SocketAddr) -> Result<(SocketAddr, SocketAddr)> {
+    Ok(frame::ends(&node.pass(run, &frame::repeated(packet, from, Step::Same, &Forgotten::NOTHING))?))
 }

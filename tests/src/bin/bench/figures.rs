@@ -64,6 +64,11 @@ impl Samples {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a - b).collect())
     }
 
+    /// Each sample and the other of the same round.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| a + b).collect())
+    }
+
     /// What they come to; zeroes without a sample.
     pub fn summary(&self) -> Summary {
         let mut sorted = self.0.clone();
@@ -112,7 +117,9 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_taken_round_by_round() {
+    fn differences_and_sums_are_taken_round_by_round() {
+        let sum = samples(&[1, 2, 3]).plus(&samples(&[10, 20, 90])).summary();
+        assert_eq!((sum.median.to_bits(), sum.least.to_bits()), (22f64.to_bits(), 11f64.to_bits()));
         let summary = samples(&[110, 220, 330]).over(&samples(&[100, 200, 300])).summary();
         assert_eq!((summary.median.to_bits(), summary.least.to_bits()), (20f64.to_bits(), 10f64.to_bits()));
     }

@@ -45,7 +45,7 @@ pub enum Forget {
     Client,
 }
 
-/// What the wrapper forgets, and by which keys: the connection's, forward and back, and the client's.
+/// What the wrapper forgets, and by which keys: two of the connection's, and the client's.
 #[derive(Clone, Debug)]
 pub struct Forgotten {
     forget: Forget,
@@ -65,6 +65,8 @@ pub struct Connection {
     pub proto: Proto,
     /// The service port.
     pub service: ServiceId,
+    /// The node's end, where what is forgotten is that its packets leave the node as the node's own.
+    pub leaves_as: Option<SocketAddr>,
 }
 
 impl Forgotten {
@@ -85,10 +87,19 @@ fn keys<F: Family>(it: &Connection) -> Result<Vec<u8>> {
     let addr = |of: SocketAddr| F::from_ip(of.ip()).with_context(|| format!("{of} is not of {}", F::NAME));
     let port = |of: SocketAddr| Port::new(of.port());
     let (client, client_port) = (addr(it.client)?, port(it.client));
-    let forward = ConntrackKey::<F>::forward(client, client_port, addr(it.frontend)?, port(it.frontend), it.proto);
-    let reverse = ConntrackKey::<F>::reverse(client, client_port, addr(it.backend)?, port(it.backend), it.proto);
+    let (backend, backend_port) = (addr(it.backend)?, port(it.backend));
+    let [there, back] = match it.leaves_as {
+        None => [
+            ConntrackKey::<F>::forward(client, client_port, addr(it.frontend)?, port(it.frontend), it.proto),
+            ConntrackKey::reverse(client, client_port, backend, backend_port, it.proto),
+        ],
+        Some(node) => [
+            ConntrackKey::snat(client, client_port, backend, backend_port, it.proto),
+            ConntrackKey::snat_reply(addr(node)?, port(node), backend, backend_port, it.proto),
+        ],
+    };
     let affinity = AffinityKey::<F>::new(client, it.service, 0);
-    Ok([bytemuck::bytes_of(&forward), bytemuck::bytes_of(&reverse), bytemuck::bytes_of(&affinity)].concat())
+    Ok([bytemuck::bytes_of(&there), bytemuck::bytes_of(&back), bytemuck::bytes_of(&affinity)].concat())
 }
 
 /// A packet's source as the number that steps: after the last port comes the next address.
@@ -141,7 +152,7 @@ fn payload(of: SocketAddr) -> usize {
 }
 
 /// Where the keys of what is forgotten are in it.
-const KEYS: usize = 68;
+const KEYS: usize = 76;
 /// Where the stop watch is in it.
 const WATCH: usize = 32;
 
@@ -197,6 +208,7 @@ pub fn repeated(packet: &Packet, from: SocketAddr, step: Step, forgotten: &Forgo
         &(forgotten.forget as u32).to_ne_bytes(),
         &[0; 12],
         &addresses,
+        &[0; 8],
         &forgotten.keys,
     ]
     .concat();
@@ -234,8 +246,8 @@ mod tests {
         for (a, b) in [("10.0.0.1:1", "10.0.0.2:2"), ("[fd00::1]:1", "[fd00::2]:2")] {
             let (a, b) = (at(a), at(b));
             for packet in [tcp(a, b, Tcp::ACK), udp(a, b)] {
-                let connection =
-                    Connection { client: a, frontend: b, backend: b, proto: Proto::TCP, service: ServiceId { id: 1 } };
+                let (proto, service) = (Proto::TCP, ServiceId { id: 1 });
+                let connection = Connection { client: a, frontend: b, backend: b, proto, service, leaves_as: Some(b) };
                 let forgotten = Forgotten::of(Forget::Client, &connection).expect("of one family");
                 let frame = repeated(&packet, a, Step::Same, &forgotten);
                 assert_eq!(frame.len(), part(&frame) + KEYS + forgotten.keys.len());

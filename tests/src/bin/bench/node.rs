@@ -13,13 +13,15 @@ use affinity_common::abi::counters::{self, Counter};
 use affinity_common::abi::filter::{self, FilterWord, Place};
 use affinity_common::abi::frontends::{self, Frontend, FrontendKey};
 use affinity_common::abi::slots::{self, Slot};
+use affinity_common::abi::tail_calls::{self, Stage};
+use affinity_common::abi::uplinks::{self, Uplink};
 use affinity_common::family::{Family, V4, V6};
 use affinity_common::reason::{Program, Reason};
 use affinity_common::types::{BackendId, Port, Proto, Seconds, ServiceId};
 use affinity_tests::programs::{PASS, Plain};
 use affinity_user::loader::load_stages;
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, TestRun as _};
 use aya::{Ebpf, EbpfLoader, TestRunOptions};
 use bytemuck::Pod;
@@ -64,6 +66,12 @@ const BACKENDS: u32 = 5;
 const TABLE: u32 = 251;
 /// The port of every service.
 const PORT: u16 = 80;
+/// The one that has it of the node's own address, too.
+const NODE_PORT: u16 = 30_080;
+/// The interface that packets come by and leave by: the loopback one, in every namespace.
+const INTERFACE: u32 = 1;
+/// In the place of the program that gives packets the node's address: the same, that stops the watch.
+const SNAT: &str = "bench_snat";
 
 /// What a service is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,11 +82,13 @@ pub enum Kind {
     Plain,
     /// UDP, `sessionAffinity: ClientIP`.
     StickyUdp,
+    /// TCP, `sessionAffinity: ClientIP`, by a port of the node, from outside.
+    NodePort,
 }
 
 impl Kind {
     /// The services that packets are sent to, in the order of their ids; the others are there to be in the way.
-    const MEASURED: [Self; 3] = [Self::Sticky, Self::Plain, Self::StickyUdp];
+    const MEASURED: [Self; 4] = [Self::Sticky, Self::Plain, Self::StickyUdp, Self::NodePort];
 
     /// TCP or UDP.
     pub fn proto(self) -> Proto {
@@ -96,7 +106,10 @@ impl Kind {
 
     /// Where the service is reached.
     pub fn frontend(self, version: Version) -> SocketAddr {
-        frontend(version, self as u32)
+        match self {
+            Self::NodePort => SocketAddr::new(node_address(version), NODE_PORT),
+            _ => frontend(version, self as u32),
+        }
     }
 }
 
@@ -107,6 +120,12 @@ fn service(number: u32) -> ServiceId {
 fn frontend(version: Version, service: u32) -> SocketAddr {
     let (v4, v6) = (Ipv4Addr::new(10, 96, 0, 1), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 1));
     SocketAddr::new(version.address(v4, v6, service), PORT)
+}
+
+/// The node's own address, by which packets leave it.
+fn node_address(version: Version) -> IpAddr {
+    let (v4, v6) = (Ipv4Addr::new(198, 51, 100, 0), Ipv6Addr::new(0xfd00, 0xc5, 0, 0, 0, 0, 0, 0));
+    version.address(v4, v6, 11)
 }
 
 fn backend(version: Version, id: BackendId) -> IpAddr {
@@ -175,6 +194,7 @@ impl Node {
             program.load().with_context(|| format!("loading {name}"))?;
         }
         load_stages(&mut ebpf, false)?;
+        time_snat(&mut ebpf)?;
         let mut node = Self { ebpf, version, others };
         for id in 0..services {
             let kind = Kind::MEASURED.get(id as usize);
@@ -206,15 +226,22 @@ impl Node {
         for (slot, backend) in (first_slot..first_slot + slot_count).zip(ids.iter().cycle()) {
             slots.set(slot, Plain(Slot { backend: *backend }), 0)?;
         }
-        let to = frontend(self.version, id);
+        let to = if kind == Kind::NodePort { kind.frontend(self.version) } else { frontend(self.version, id) };
         let addr = octets::<F>(to.ip())?;
         let place = Place::of::<F>(&addr);
         let mut words: Array<_, Plain<FilterWord>> =
             Array::try_from(self.ebpf.map_mut(filter::SERVICES.name).context("no filter")?)?;
         let Plain(word) = words.get(&place.word, 0)?;
         words.set(place.word, Plain(FilterWord { bits: word.bits | place.bit }), 0)?;
-        let address = AddressKey::<F> { addr };
-        self.hash::<_, Address>(addresses::spec::<F>().name)?.insert(Plain(address), Plain(Address::default()), 0)?;
+        if kind != Kind::NodePort {
+            // Other ports of the node's address are the node's own.
+            let address = AddressKey::<F> { addr };
+            self.hash::<_, Address>(addresses::spec::<F>().name)?.insert(
+                Plain(address),
+                Plain(Address::default()),
+                0,
+            )?;
+        }
         let key = FrontendKey::<F>::new(addr, Port::new(to.port()), kind.proto());
         let seed = id.wrapping_mul(0x9e37_79b9);
         let value = Frontend {
@@ -228,6 +255,25 @@ impl Node {
             flags: 0,
         };
         self.hash::<_, Frontend>(frontends::spec::<F>().name)?.insert(Plain(key), Plain(value), 0)?;
+        Ok(())
+    }
+
+    /// Has the interface lead outside, or to a pod again.
+    pub fn lead_outside(&mut self, outside: bool) -> Result<()> {
+        match self.version {
+            Version::V4 => self.set_uplink::<V4>(outside),
+            Version::V6 => self.set_uplink::<V6>(outside),
+        }
+    }
+
+    fn set_uplink<F: Family>(&mut self, outside: bool) -> Result<()> {
+        let addr = octets::<F>(node_address(self.version))?;
+        let mut map = self.hash::<u32, Uplink<F>>(uplinks::spec::<F>().name)?;
+        if outside {
+            map.insert(Plain(INTERFACE), Plain(Uplink { addr, ..Uplink::default() }), 0)?;
+        } else {
+            map.remove(&Plain(INTERFACE))?;
+        }
         Ok(())
     }
 
@@ -314,4 +360,14 @@ impl Node {
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
         Ok(HashMap::try_from(map)?)
     }
+}
+
+/// Puts the program that stops the watch in the place of the one that does the same.
+fn time_snat(ebpf: &mut Ebpf) -> Result<()> {
+    let program: &mut SchedClassifier = ebpf.program_mut(SNAT).context(SNAT)?.try_into()?;
+    program.load().with_context(|| format!("loading {SNAT}"))?;
+    let fd = program.fd()?.try_clone()?;
+    let map = ebpf.map_mut(tail_calls::SPEC.name).context("no programs to hand over to")?;
+    ProgramArray::try_from(map)?.set(Stage::Snat as u32, &fd, 0)?;
+    Ok(())
 }

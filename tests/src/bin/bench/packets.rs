@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::cases::{self, CASES, Case, Effort, FRESH, Fresh, HEADERS, NOTHING, OVERHEAD, STOP_WATCH};
+use crate::cases::{self, CASES, Case, Effort, FRESH, Fresh, HEADERS, NOTHING, OVERHEAD, STOP_WATCH, SUMS};
 use crate::figures::Samples;
 use crate::node::Node;
 use crate::report::{Floor, Report, Row, goals};
@@ -33,6 +33,21 @@ struct Measured {
     /// Whether that one's tables are full.
     full: bool,
     samples: Samples,
+}
+
+/// What a row came to without the overhead, which is not the packet's.
+struct Own {
+    name: &'static str,
+    services: u32,
+    full: bool,
+    samples: Samples,
+}
+
+impl Own {
+    /// What it is held against in another family.
+    fn setting(&self) -> (&str, u32, bool) {
+        (self.name, self.services, self.full)
+    }
 }
 
 /// What stands beside the rows.
@@ -91,8 +106,7 @@ fn full_node(object: &Path, version: Version, effort: Effort) -> Result<(Node, F
 
 fn report(measured: &[Measured], nodes: &[Node]) -> Result<Report> {
     let (mut floors, mut rows, mut programs) = (Vec::new(), Vec::new(), Vec::new());
-    // Of each row, what is left without the overhead.
-    let mut ipv4: Vec<(&Measured, Samples)> = Vec::new();
+    let mut ipv4: Vec<Own> = Vec::new();
     for version in Version::ALL {
         let of_it: Vec<&Measured> = measured.iter().filter(|row| nodes[row.node].version == version).collect();
         let [empty, parse, wrapper, watch, rest @ ..] = &of_it[..] else { bail!("nothing was measured") };
@@ -104,26 +118,39 @@ fn report(measured: &[Measured], nodes: &[Node]) -> Result<Report> {
             wrapper: over_empty(wrapper),
             watch: watch.samples.summary(),
         });
-        for row in rest {
+        let own = rest.iter().map(|row| {
             let is_timed = row.case.overhead().name == watch.case.name;
-            let own = row.samples.over(if is_timed { &watch.samples } else { &wrapper.samples });
-            let setting = |row: &Measured| (row.case.name, nodes[row.node].others, row.full);
-            let peer = ipv4.iter().find(|(peer, _)| setting(peer) == setting(row));
-            rows.push(Row {
-                name: row.case.name,
-                version,
-                services: nodes[row.node].others,
-                full: row.full,
-                nanos: own.summary(),
-                to_ipv4: peer.map(|(_, peer)| own.ratio_to(peer).interval()),
-            });
-            if version == Version::V4 {
-                ipv4.push((row, own));
-            }
+            let samples = row.samples.over(if is_timed { &watch.samples } else { &wrapper.samples });
+            Own { name: row.case.name, services: nodes[row.node].others, full: row.full, samples }
+        });
+        let mut own: Vec<Own> = own.collect();
+        own.extend(sums(&own)?);
+        rows.extend(own.iter().map(|row| {
+            let peer = ipv4.iter().find(|peer| peer.setting() == row.setting());
+            let Own { name, services, full, samples } = row;
+            let to_ipv4 = peer.map(|peer| samples.ratio_to(&peer.samples).interval());
+            Row { name, version, services: *services, full: *full, nanos: samples.summary(), to_ipv4 }
+        }));
+        if version == Version::V4 {
+            ipv4 = own;
         }
         programs.extend(nodes[empty.node].sizes()?);
     }
     Ok(Report { floors, goals: goals(&rows), rows, programs })
+}
+
+/// The ways that are the sum of two rows, in each setting that has these.
+fn sums(rows: &[Own]) -> Result<Vec<Own>> {
+    let mut sums = Vec::new();
+    for sum in SUMS {
+        let [first, second] = sum.parts;
+        for row in rows.iter().filter(|row| row.name == first.name) {
+            let other = rows.iter().find(|other| other.setting() == (second.name, row.services, row.full));
+            let samples = row.samples.plus(&other.with_context(|| format!("no row {}", second.name))?.samples);
+            sums.push(Own { name: sum.name, services: row.services, full: row.full, samples });
+        }
+    }
+    Ok(sums)
 }
 
 /// Neither the caches nor the counters of another CPU are wanted.

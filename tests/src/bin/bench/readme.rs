@@ -3,20 +3,28 @@
 use std::fmt::Write as _;
 
 use crate::Bench;
-use crate::cases::{Case, ESTABLISHED_PLAIN, ESTABLISHED_STICKY, FIRST_HIT, FIRST_NEW, NOT_SERVICE, REPLY};
+use crate::cases::{
+    ESTABLISHED_PLAIN, ESTABLISHED_STICKY, FIRST_HIT, FIRST_NEW, NODE_PORT, NODE_PORT_FIRST, NOT_SERVICE, REPLY, WAY,
+    WAY_BACK, WAY_FIRST,
+};
 use crate::crr::{self, Rates};
 use crate::report::{Report, interval, ratio, text};
 use crate::sockets::{self, Call, Calls, Named};
 use crate::version::Version;
 
 /// The rows, and what the README calls them.
-const PACKETS: [(Case, &str); 6] = [
-    (NOT_SERVICE, "not for a service"),
-    (ESTABLISHED_STICKY, "established, with affinity"),
-    (ESTABLISHED_PLAIN, "established, without affinity"),
-    (REPLY, "reply"),
-    (FIRST_HIT, "first packet, affinity hit"),
-    (FIRST_NEW, "first packet, new client"),
+const PACKETS: [(&str, &str); 11] = [
+    (NOT_SERVICE.name, "not for a service"),
+    (ESTABLISHED_STICKY.name, "established, with affinity"),
+    (ESTABLISHED_PLAIN.name, "established, without affinity"),
+    (REPLY.name, "reply"),
+    (FIRST_HIT.name, "first packet, affinity hit"),
+    (FIRST_NEW.name, "first packet, new client"),
+    (NODE_PORT.name, "to a node port, pod of this node: established"),
+    (NODE_PORT_FIRST.name, "first packet of that, affinity hit"),
+    (WAY.name, "to a node port, pod elsewhere: established, both programs"),
+    (WAY_BACK.name, "reply to that, both programs"),
+    (WAY_FIRST.name, "first packet of that, both programs"),
 ];
 
 const CALLS: [(Call, Named, &str); 4] = [
@@ -30,9 +38,9 @@ const CALLS: [(Call, Named, &str); 4] = [
 pub fn tables(bench: &Bench) -> String {
     let setup = &bench.setup;
     let mut text = format!("{} rounds on {}, Linux {}\n", setup.rounds, setup.processor, setup.kernel);
-    for table in
-        [bench.packets.as_ref().map(packets), bench.sockets.as_ref().map(calls), bench.crr.as_ref().map(exchanges)]
-    {
+    let tables =
+        [bench.packets.as_ref().map(packets), bench.sockets.as_ref().map(calls), bench.crr.as_ref().map(exchanges)];
+    for table in tables {
         text += &table.unwrap_or_default();
     }
     text
@@ -46,8 +54,8 @@ fn packets(report: &Report) -> String {
          | packet | 1 service | {most} services | against the empty program | IPv6, 1 service | to IPv4 |\n\
          |---|---|---|---|---|---|\n"
     );
-    for (case, name) in PACKETS {
-        let find = |version, services| report.find(version, case.name, services, false);
+    for (row, name) in PACKETS {
+        let find = |version, services| report.find(version, row, services, false);
         let (one, ipv6) = (find(Version::V4, 1), find(Version::V6, 1));
         let against = one.map(|row| format!("{:.1} times", row.nanos.median / empty));
         let cells = [
