@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use affinity_tests::apiserver;
 use affinity_tests::privilege::require_root;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -50,6 +51,25 @@ fn exchanges_are_measured_by_every_way() -> Result<()> {
         let of = |version| of_it.iter().filter(|row| row["version"] == version).count();
         assert_eq!([of(4), of(6)], settings.map(|settings| settings * 2), "by one thread and by sixteen: {figures}");
         assert!(of_it.iter().all(|row| row["rate"]["median"].as_f64() > Some(0.0)), "{figures}");
+    }
+    Ok(())
+}
+
+#[test]
+fn exchanges_from_outside_are_measured_by_every_proxy_that_there_is() -> Result<()> {
+    let figures = quick("--north-south")?;
+    assert!(figures["crr"].is_null(), "{figures}");
+    let rows = rows(&figures, "north_south")?;
+    let kube_proxy = apiserver::program("kube-proxy").is_ok();
+    for (proxy, is_there) in [("affinity", true), ("kube-proxy", kube_proxy)] {
+        let of_it: Vec<&Value> = rows.iter().filter(|row| row["proxy"] == proxy).collect();
+        for (pod, version) in [("here", 4), ("here", 6), ("elsewhere", 4), ("elsewhere", 6)] {
+            let of = of_it.iter().filter(|row| row["pod"] == pod && row["version"] == version);
+            assert_eq!(of.count(), if is_there { 2 } else { 0 }, "{proxy}, by one thread and by sixteen: {figures}");
+        }
+        assert!(of_it.iter().all(|row| row["rate"]["median"].as_f64() > Some(0.0)), "{figures}");
+        let is_held = |row: &&Value| row["ratio"]["median"].as_f64().is_some() == (proxy == "affinity" && kube_proxy);
+        assert!(of_it.iter().all(is_held), "{figures}");
     }
     Ok(())
 }

@@ -12,13 +12,13 @@ use crate::{
 
 /// Build, then measure what packets and connections cost
 ///
-/// All parts where none is asked for: about a quarter of an hour; `--plan` says what would be measured, and for how long.
+/// Packets, sockets and exchanges where no part is asked for: about a quarter of an hour; `--plan` says what would be measured, and for how long.
 /// Interleaved rounds, each row beside its peers: medians and what they are worth. Needs root, and asks sudo for it; `--crr`
 /// also needs `nft` (Debian's package nftables), which is installed where it is missing.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --plan\n  \
                         cargo xtask bench --packets --json bench.json\n  cargo xtask bench --crr --rounds 30\n  \
-                        cargo xtask bench --control-plane\n  cargo xtask bench --attach\n  cargo xtask bench -o readme   # the tables of README.md")]
+                        cargo xtask bench --north-south\n  cargo xtask bench --control-plane\n  cargo xtask bench --attach\n  cargo xtask bench -o readme   # the tables of README.md")]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct Args {
     /// The programs on packets: nanoseconds a packet, with 1, 1,000 and 20,000 services, IPv6 beside IPv4, over an empty
@@ -32,14 +32,19 @@ pub struct Args {
     /// The programs at the cgroup: nanoseconds a call of a socket, IPv6 beside IPv4, over an empty program
     #[arg(long)]
     sockets: bool,
+    /// Connect, request, response, close from outside by node ports, to a pod of the node and to one of another: exchanges
+    /// a second in both families, beside the real kube-proxy (nftables mode); only where it is asked for, as building that
+    /// takes some minutes
+    #[arg(long)]
+    north_south: bool,
     /// The control plane, and nothing else: from the events of a watch to maps written, at up to 50,000 services, the
     /// daemon's memory and that of its maps, the same before a real kube-apiserver, and kube-proxy (nftables mode) beside
     /// it; some minutes
-    #[arg(long, conflicts_with_all = ["packets", "crr", "sockets", "plan"])]
+    #[arg(long, conflicts_with_all = ["packets", "crr", "sockets", "north_south", "plan"])]
     control_plane: bool,
     /// A pod's first packets, and nothing else: from a veth's appearance until the programs are attached to it, by TCX and by
     /// clsact, beside what the kernel waits for; a minute
-    #[arg(long, conflicts_with_all = ["packets", "crr", "sockets", "control_plane", "plan"])]
+    #[arg(long, conflicts_with_all = ["packets", "crr", "sockets", "north_south", "control_plane", "plan"])]
     attach: bool,
     /// How often each row is measured
     #[arg(long, value_name = "N", default_value_t = 15)]
@@ -68,6 +73,7 @@ pub fn verb(args: Args) -> Result<()> {
         (args.packets, "--packets"),
         (args.crr, "--crr"),
         (args.sockets, "--sockets"),
+        (args.north_south, "--north-south"),
         (args.control_plane, "--control-plane"),
         (args.attach, "--attach"),
         (args.quick, "--quick"),
@@ -83,7 +89,7 @@ pub fn verb(args: Args) -> Result<()> {
         let json = std::path::absolute(&json).with_context(|| json.display().to_string())?;
         command.arg("--json").arg(json);
     }
-    if args.control_plane {
+    if args.control_plane || args.north_south && !args.plan {
         // What can't be had is left out.
         for (set, what) in [(Set::Bench, "kube-proxy"), (Set::Api, "the real kube-apiserver")] {
             match Assets::find_or_build(set).directory(set) {

@@ -11,6 +11,7 @@ mod crr;
 mod figures;
 mod frame;
 mod node;
+mod north_south;
 mod packets;
 mod plan;
 mod readme;
@@ -33,7 +34,7 @@ use crate::report::Report;
 
 /// Measure what packets and connections cost
 ///
-/// All parts where none is asked for: about ten minutes.
+/// All parts but the last three where none is asked for: about ten minutes.
 #[derive(Parser)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 struct Args {
@@ -46,12 +47,16 @@ struct Args {
     /// Connect, request, response, close: exchanges a second, beside the direct way and kube-proxy-shaped nftables rules
     #[arg(long)]
     crr: bool,
+    /// The same from outside by node ports, to a pod of the node and to one of another: exchanges a second, beside the real
+    /// kube-proxy in its nftables mode where there is one; only where it is asked for
+    #[arg(long)]
+    north_south: bool,
     /// The control plane, and nothing else: from the events of a watch to maps written, the daemon's memory and that of its
     /// maps; some minutes
-    #[arg(long, conflicts_with_all = ["packets", "sockets", "crr", "plan"])]
+    #[arg(long, conflicts_with_all = ["packets", "sockets", "crr", "north_south", "plan"])]
     control_plane: bool,
     /// A pod's first packets, and nothing else: from a veth's appearance until the programs are attached to it
-    #[arg(long, conflicts_with_all = ["packets", "sockets", "crr", "control_plane", "plan"])]
+    #[arg(long, conflicts_with_all = ["packets", "sockets", "crr", "north_south", "control_plane", "plan"])]
     attach: bool,
     /// How often each row is measured
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
@@ -96,21 +101,28 @@ fn main() -> Result<()> {
         return alone(&args, |bar| attach::measure(interfaces, bar), attach::Report::print, None);
     }
     let plan = Plan::new(args.rounds, args.quick);
-    let all = !(args.packets || args.crr || args.sockets);
+    let all = !(args.packets || args.crr || args.sockets || args.north_south);
     // Packets last, for that part stays on one CPU.
-    let parts = [(Part::Crr, args.crr), (Part::Sockets, args.sockets), (Part::Packets, args.packets)];
-    let parts: Vec<Part> = parts.into_iter().filter(|(_, asked)| all || *asked).map(|(part, _)| part).collect();
+    let parts = [
+        (Part::Crr, args.crr || all),
+        (Part::NorthSouth, args.north_south),
+        (Part::Sockets, args.sockets || all),
+        (Part::Packets, args.packets || all),
+    ];
+    let parts: Vec<Part> = parts.into_iter().filter_map(|(part, asked)| asked.then_some(part)).collect();
     eprint!("{}", plan.describe(&parts));
     if args.plan {
         return Ok(());
     }
     require_root();
     let bar = progress()?;
-    let mut bench = Bench { setup: Setup::new(plan.rounds())?, packets: None, crr: None, sockets: None };
+    let setup = Setup::new(plan.rounds())?;
+    let mut bench = Bench { setup, packets: None, crr: None, north_south: None, sockets: None };
     for part in parts {
         let started = Instant::now();
         match part {
             Part::Crr => bench.crr = Some(crr::measure(plan.crr(), &bar)?),
+            Part::NorthSouth => bench.north_south = Some(north_south::measure(plan.north_south(), &bar)?),
             Part::Sockets => bench.sockets = Some(sockets::measure(&args.object, plan.sockets(), &bar)?),
             Part::Packets => bench.packets = Some(packets::measure(&args.object, &plan.packets(), &bar)?),
         }
@@ -175,6 +187,7 @@ struct Bench {
     setup: Setup,
     packets: Option<Report>,
     crr: Option<crr::Rates>,
+    north_south: Option<north_south::Rates>,
     sockets: Option<sockets::Calls>,
 }
 
@@ -194,6 +207,7 @@ impl Bench {
         println!("{processor}, Linux {kernel}, {rounds} rounds\n");
         self.packets.iter().for_each(Report::print);
         self.crr.iter().for_each(crr::Rates::print);
+        self.north_south.iter().for_each(north_south::Rates::print);
         self.sockets.iter().for_each(sockets::Calls::print);
     }
 }

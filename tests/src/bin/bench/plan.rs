@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::{cases, crr, packets, sockets};
+use crate::{cases, crr, north_south, packets, sockets};
 
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum Part {
     Sockets,
     /// Connect, request, response, close.
     Crr,
+    /// The same from outside, by a node port.
+    NorthSouth,
 }
 
 impl Part {
@@ -23,6 +25,7 @@ impl Part {
             Self::Packets => "packets",
             Self::Sockets => "sockets",
             Self::Crr => "crr",
+            Self::NorthSouth => "north-south",
         }
     }
 }
@@ -72,6 +75,11 @@ impl Plan {
         crr::Setting { rounds: self.rounds, sample: Duration::from_millis(sample), services }
     }
 
+    /// Of exchanges from outside.
+    pub fn north_south(self) -> north_south::Setting {
+        north_south::Setting { rounds: self.rounds, sample: Duration::from_millis(if self.quick { 50 } else { 400 }) }
+    }
+
     /// What is going to be measured, a line a part, and about how long all takes on an idle machine.
     pub fn describe(self, parts: &[Part]) -> String {
         let mut text = String::new();
@@ -81,6 +89,7 @@ impl Plan {
                 Part::Packets => "the programs on packets, IPv6 beside IPv4",
                 Part::Sockets => "the programs at the cgroup, by calls of UDP sockets",
                 Part::Crr => "connect, request, response, close, by each way between two namespaces",
+                Part::NorthSouth => "the same from outside to node ports, beside kube-proxy",
             };
             let time = duration(self.seconds(*part));
             let _ = writeln!(text, "{}: {what}; {rows} rows, {} rounds, about {time}", part.name(), self.rounds);
@@ -95,6 +104,7 @@ impl Plan {
             Part::Packets => packets::rows(self.packets().services.len()),
             Part::Sockets => sockets::ROWS,
             Part::Crr => crr::rows(self.crr()),
+            Part::NorthSouth => north_south::ROWS,
         }
     }
 
@@ -108,6 +118,8 @@ impl Plan {
             (Part::Sockets, true) => (5, 5),
             (Part::Crr, false) => (150, 420),
             (Part::Crr, true) => (20, 60),
+            (Part::NorthSouth, false) => (30, 420),
+            (Part::NorthSouth, true) => (30, 60),
         };
         setup + samples * sample_ms / 1000
     }

@@ -8,6 +8,7 @@ use crate::cases::{
     WAY_BACK, WAY_FIRST,
 };
 use crate::crr::{self, Rates};
+use crate::north_south::{self, Proxy};
 use crate::report::{Report, interval, ratio, text};
 use crate::sockets::{self, Call, Calls, Named};
 use crate::version::Version;
@@ -38,8 +39,12 @@ const CALLS: [(Call, Named, &str); 4] = [
 pub fn tables(bench: &Bench) -> String {
     let setup = &bench.setup;
     let mut text = format!("{} rounds on {}, Linux {}\n", setup.rounds, setup.processor, setup.kernel);
-    let tables =
-        [bench.packets.as_ref().map(packets), bench.sockets.as_ref().map(calls), bench.crr.as_ref().map(exchanges)];
+    let tables = [
+        bench.packets.as_ref().map(packets),
+        bench.sockets.as_ref().map(calls),
+        bench.crr.as_ref().map(exchanges),
+        bench.north_south.as_ref().map(from_outside),
+    ];
     for table in tables {
         text += &table.unwrap_or_default();
     }
@@ -108,6 +113,23 @@ fn exchanges(rates: &Rates) -> String {
             many.map(|row| crr::ratio_text(&row.ratio)),
         ];
         line(&mut text, first.way.name(), cells);
+    }
+    text
+}
+
+fn from_outside(rates: &north_south::Rates) -> String {
+    let mut text =
+        "\n| to a pod of | family | threads | Affinity | kube-proxy | ratio |\n|---|---|---|---|---|---|\n".to_owned();
+    for row in rates.rows.iter().filter(|row| row.proxy == Proxy::Affinity) {
+        let peer = rates.rows.iter().find(|peer| peer.proxy == Proxy::KubeProxy && peer.setting() == row.setting());
+        let cells = [
+            Some(row.version.name().to_owned()),
+            Some(row.threads.to_string()),
+            Some(interval(&row.rate)),
+            peer.map(|peer| interval(&peer.rate)),
+            row.ratio.as_ref().map(crr::ratio_text),
+        ];
+        line(&mut text, row.pod.name(), cells);
     }
     text
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use affinity_tests::apiserver::{self, ApiServer};
 use affinity_tests::process::Process;
-use affinity_tests::topology::Lab;
+use affinity_tests::topology::Node as LabNode;
 use affinity_tests::wait;
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
@@ -28,9 +28,9 @@ const FULL_SYNCS: &str = "kubeproxy_sync_full_proxy_rules_duration_seconds_count
 const PATIENCE: Duration = Duration::from_mins(3);
 
 /// kube-proxy, running.
-pub struct KubeProxy<'a> {
+pub struct KubeProxy {
     process: Process,
-    lab: &'a Lab,
+    node: LabNode,
     started: Instant,
     rules: Rules,
     /// Of its files.
@@ -42,12 +42,16 @@ pub fn is_there() -> bool {
     apiserver::program("kube-proxy").is_ok()
 }
 
+/// What an API server says of a node of the lab.
+pub fn node_object(node: &LabNode) -> Result<Node> {
+    let addresses: Vec<_> =
+        node.addresses.iter().map(|address| json!({ "type": "InternalIP", "address": address })).collect();
+    Ok(serde_json::from_value(json!({ "metadata": { "name": NODE }, "status": { "addresses": addresses } }))?)
+}
+
 /// Makes the node known that it runs as: it waits for one with an address.
-pub fn register(api: &ApiServer, lab: &Lab) -> Result<()> {
-    let address = lab.node.addresses.first().context("a node with an address")?;
-    let mut node: Node = serde_json::from_value(json!({
-        "metadata": { "name": NODE }, "status": { "addresses": [{ "type": "InternalIP", "address": address }] },
-    }))?;
+pub fn register(api: &ApiServer, node: &LabNode) -> Result<()> {
+    let mut node = node_object(node)?;
     let nodes: Api<Node> = Api::all(api.client());
     api.block_on(async {
         let status = node.status.take();
@@ -58,10 +62,10 @@ pub fn register(api: &ApiServer, lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-impl<'a> KubeProxy<'a> {
+impl KubeProxy {
     /// Starts it with the defaults of its configuration, but for what it would set in the kernel that is not there in a
     /// namespace.
-    pub fn start(lab: &'a Lab, kubeconfig: &Path) -> Result<Self> {
+    pub fn start(node: &LabNode, kubeconfig: &Path) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("affinity-kube-proxy-").tempdir()?;
         let config = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
@@ -77,12 +81,12 @@ impl<'a> KubeProxy<'a> {
         });
         let file = directory.path().join("config");
         std::fs::write(&file, config.to_string())?;
-        let rules = Rules::follow(&lab.node.netns)?;
+        let rules = Rules::follow(&node.netns)?;
         let mut command = Command::new(apiserver::program("kube-proxy")?);
         command.arg("--config").arg(&file);
         let started = Instant::now();
-        let process = Process::start(command, &lab.node.place(), Some(&directory.path().join("log")))?;
-        Ok(Self { process, lab, started, rules, _directory: directory })
+        let process = Process::start(command, &node.place(), Some(&directory.path().join("log")))?;
+        Ok(Self { process, node: node.clone(), started, rules, _directory: directory })
     }
 
     /// Waits until its rules have so many services; returns how long after the start that was.
@@ -95,14 +99,19 @@ impl<'a> KubeProxy<'a> {
         let took = self.started.elapsed();
         let mut command = Command::new("nft");
         command.args(["list", "map", "ip", "kube-proxy", "service-ips"]);
-        let found = self.lab.node.netns.output(command)?.matches(": goto service-").count();
+        let found = self.node.netns.output(command)?.matches(": goto service-").count();
         ensure!(found == services as usize, "kube-proxy has {found} services of {services} after its first sync");
         Ok(took)
     }
 
+    /// Fails where it has ended.
+    pub fn must_run(&mut self) -> Result<()> {
+        self.process.must_run()
+    }
+
     /// How often it has written all rules.
     fn full_syncs(&self) -> Result<u64> {
-        let text = self.lab.node.netns.enter(|| {
+        let text = self.node.netns.enter(|| {
             let mut stream = TcpStream::connect(METRICS)?;
             stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
             let mut text = String::new();
@@ -114,7 +123,7 @@ impl<'a> KubeProxy<'a> {
     }
 }
 
-impl Programmer for KubeProxy<'_> {
+impl Programmer for KubeProxy {
     fn look(&mut self, _: u32) -> Result<()> {
         self.rules.catch_up()
     }

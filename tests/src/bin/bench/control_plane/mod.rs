@@ -4,9 +4,9 @@
 //! every figure, another program's slowness of none. When a change is in force is seen in the pinned maps.
 
 mod cluster;
-mod kube_proxy;
+pub mod kube_proxy;
 mod process;
-mod real;
+pub mod real;
 mod rules;
 mod server;
 mod site;

@@ -140,9 +140,9 @@ fn daemon(writer: &mut Writer<'_>) -> Result<Proxy> {
 
 fn beside(writer: &mut Writer<'_>) -> Result<Proxy> {
     let lab = site::node()?;
-    kube_proxy::register(writer.api, &lab)?;
+    kube_proxy::register(writer.api, &lab.node)?;
     let (_door, kubeconfig) = writer.api.proxy(Some(&lab.node.netns))?;
-    let mut proxy = KubeProxy::start(&lab, &kubeconfig)?;
+    let mut proxy = KubeProxy::start(&lab.node, &kubeconfig)?;
     let synced = proxy.wait_synced(writer.cluster.services)?;
     writer.measure(&mut proxy, None, synced)
 }

@@ -3,7 +3,7 @@
 //! All ways stand side by side, each in namespaces of its own, and are measured in rounds: every row once a round, in
 //! another order each time. Ratios are taken within a round.
 
-mod load;
+pub mod load;
 mod rules;
 pub mod site;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use affinity_tests::cgroup::ThreadCgroup;
 use affinity_tests::daemon::{Daemon, DaemonOptions, SourceDir};
+use affinity_tests::netns::Netns;
 use affinity_tests::objects::{Endpoint, ServiceObject, SliceObject, to_yaml};
 use affinity_tests::topology::{Families, Host, Lab, LabOptions};
 use anyhow::{Context as _, Result, ensure};
@@ -77,7 +78,7 @@ impl Site {
     pub fn new(way: Way, version: Version, others: u32) -> Result<Self> {
         let families = version.of(Families::V4, Families::V6);
         let lab = Lab::new(LabOptions { clients: 1, backends: 2, families, ..LabOptions::default() })?;
-        quicken(&lab)?;
+        quicken(&lab.clients[0].netns, lab.backends.iter().map(|backend| &backend.netns))?;
         for backend in &lab.backends {
             load::serve(backend, PORT)?;
         }
@@ -96,11 +97,7 @@ impl Site {
             Way::Tc | Way::SocketLb => site.start(others)?,
         }
         if way.is_tracked() {
-            // Else the table of connections that are over grows all through the measurement.
-            let after = ["time_wait", "close", "fin_wait", "last_ack", "close_wait"];
-            for state in after {
-                site.lab.node.netns.set_sysctl(&format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), "2")?;
-            }
+            forget_soon(&site.lab.node.netns)?;
         }
         Ok(site)
     }
@@ -161,15 +158,24 @@ fn own_cgroup() -> Result<ThreadCgroup> {
     thread::spawn(ThreadCgroup::enter).join().map_err(|_| anyhow::anyhow!("no thread"))?
 }
 
+/// Has a node soon forget tracked connections that are over: else their table grows all through the measurement.
+pub fn forget_soon(node: &Netns) -> Result<()> {
+    let after = ["time_wait", "close", "fin_wait", "last_ack", "close_wait"];
+    for state in after {
+        node.set_sysctl(&format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), "2")?;
+    }
+    Ok(())
+}
+
 /// Ports are used again at once, so that their number limits nothing.
-fn quicken(lab: &Lab) -> Result<()> {
-    lab.clients[0].netns.set_sysctls(&[
+pub fn quicken<'a>(client: &Netns, backends: impl IntoIterator<Item = &'a Netns>) -> Result<()> {
+    client.set_sysctls(&[
         ("net.ipv4.ip_local_port_range", "1024 65535"),
         ("net.ipv4.tcp_max_tw_buckets", "64"),
         ("net.ipv4.tcp_tw_reuse", "1"),
     ])?;
-    for backend in &lab.backends {
-        backend.netns.set_sysctls(&[("net.core.somaxconn", "8192"), ("net.ipv4.tcp_max_tw_buckets", "64")])?;
+    for backend in backends {
+        backend.set_sysctls(&[("net.core.somaxconn", "8192"), ("net.ipv4.tcp_max_tw_buckets", "64")])?;
     }
     Ok(())
 }
