@@ -199,7 +199,7 @@ impl Anew for V6 {
 /// | 8 | where anything is forgotten: the pipeline's nanoseconds in all runs | the machine's |
 /// | 12 | the first 96 bits of an IPv6 source | the wire's |
 /// | 16 | the destination's address; an IPv4 one is the first 4 | the wire's |
-/// | 8 | where anything is forgotten: when the pipeline started, for the program that it hands the packet over to | the machine's |
+/// | 8 | where anything is forgotten: when the pipeline started, for the stage that ends the run | the machine's |
 /// | | the keys of what is forgotten: two of the connection's, and the client's | the machine's |
 struct Run<F> {
     skb: *mut __sk_buff,
