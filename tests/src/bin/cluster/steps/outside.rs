@@ -7,12 +7,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{World, pod_of, rest};
-use crate::client::Client;
+use crate::client::{Client, Running};
 use crate::lab::{DEMO, Lab, NODES, SYSTEM, eventually};
 use crate::load::Question;
 use crate::suite::{Figures, Observed};
@@ -22,6 +22,9 @@ const SERVICE: &str = "web-outside";
 /// How many requests each client makes at a time.
 const MANY: u64 = 1_000;
 const FEW: u64 = 100;
+/// How long a node may be away until another one answers for its addresses: `--lease-duration` (15 s) from its last renewal, the
+/// attempt of a client that was under way then, and a machine with much else to do.
+const TAKEOVER: Duration = Duration::from_secs(30);
 
 /// A process in a machine outside, by which it is a client as pods are.
 struct Outsider {
@@ -86,10 +89,10 @@ impl Ways {
     }
 }
 
-/// Who answers for the service's addresses, once each has somebody.
-fn announced(lab: &Lab) -> Result<Vec<Announced>> {
+/// Who answers for the service's addresses, once each has somebody, as a node knows it.
+fn announced(lab: &Lab, asked: &str) -> Result<Vec<Announced>> {
     eventually("a node that answers for each address", || {
-        let rows: Vec<Announced> = lab.affinity(NODES[0], &["announce", "list"])?;
+        let rows: Vec<Announced> = lab.affinity(asked, &["announce", "list"])?;
         let rows: Vec<_> = rows.into_iter().filter(|row| row.service == format!("{DEMO}/{SERVICE}")).collect();
         Ok((rows.len() == 2 && rows.iter().all(|row| row.node.is_some())).then_some(rows))
     })
@@ -119,96 +122,276 @@ fn one_pod_each(clients: &[&Client], servers: &[SocketAddr], count: u64) -> Resu
 pub fn story(world: &World<'_>) -> Result<Figures> {
     let lab = world.lab;
     lab.kubectl(&["apply", "-k", "tests/cluster/outside"])?;
-    let ways = Ways::of(lab)?;
-    let answering = announced(lab)?;
     let outsiders = [Outsider::new("client")?, Outsider::new("client2")?];
-    let clients: Vec<&Client> = outsiders.iter().map(|one| &one.client).collect();
-    let count = if world.short { FEW } else { MANY };
-    for server in ways.balancer.iter().chain(&ways.node_port) {
-        eventually(&format!("an answer by {server}"), || {
-            Ok(clients[0].ask(Question::Http, *server, 1)?.pod().map(drop))
-        })?;
-    }
-
-    // One pod each, by both families, by the load balancer's addresses and by each node's port.
-    let mut all = one_pod_each(&clients, &ways.balancer, count)?;
-    all.add(one_pod_each(&clients, &ways.node_port, FEW)?);
-    for family in 0..2 {
-        let by_balancer = pod_of(clients[0], ways.balancer[family])?;
-        for node in &ways.node_port[2 * family..2 * family + 2] {
-            let by_node = pod_of(clients[0], *node)?;
-            ensure!(by_node == by_balancer, "{node} leads to {by_node}, the load balancer to {by_balancer}");
-        }
-    }
-
-    let server = ways.balancer[0];
-    // The daemon of the node that answers goes: another node takes over, and everybody stays where they
-    // are. (Endpoints have not changed so far: who had been led elsewhere by a change that the other node's entries are older than
-    // could move.)
-    let holder = answering.iter().find(|row| row.address == server.ip()).and_then(|row| row.node.clone());
-    let holder = holder.context("a holder")?;
-    let before = clients.iter().map(|client| pod_of(client, server)).collect::<Result<Vec<_>>>()?;
-    let running: Vec<_> = clients.iter().map(|client| client.start(Question::Http, server)).collect::<Result<_>>()?;
-    rest(1);
-    let daemon = lab.daemon(&holder)?;
-    let left = Instant::now();
-    lab.kubectl(&["delete", "pod", "-n", SYSTEM, &daemon.name, "--wait=false"])?;
-    let took = eventually("another node that answers", || {
-        let rows = announced(lab)?;
-        let now = rows.into_iter().find(|row| row.address == server.ip()).and_then(|row| row.node);
-        Ok(now.is_some_and(|node| node != holder).then(|| left.elapsed()))
-    })?;
-    rest(3);
-    lab.rolled_out(SYSTEM, "daemonset/affinity")?;
-    let mut observed = Observed::default();
-    for load in running {
-        observed.note(format!("{} while {holder} left", load.what), load.stop()?);
-    }
-    observed.moved_at_most(0)?;
-    let lost = observed.sum().failed;
-    // What was under way when the address went over.
-    ensure!(lost <= 2 * clients.len() as u64, "{lost} requests were lost as {holder} left");
-    let after = clients.iter().map(|client| pod_of(client, server)).collect::<Result<Vec<_>>>()?;
-    ensure!(before == after, "{before:?} became {after:?} as {holder} left");
-    all.add(observed);
-
-    // Its pod goes: it moves once.
-    let pod = pod_of(clients[0], server)?;
-    let running: Vec<_> = clients.iter().map(|client| client.start(Question::Http, server)).collect::<Result<_>>()?;
-    rest(2);
-    lab.kubectl(&["delete", "pod", "-n", DEMO, &pod, "--wait=false"])?;
-    lab.rolled_out(DEMO, "deployment/web")?;
-    lab.wait_for_web(5)?;
-    let mut observed = Observed::default();
-    for load in running {
-        observed.note(format!("{} while {pod} was deleted", load.what), load.stop()?);
-    }
-    observed.none_failed()?;
-    observed.moved_at_most(1)?;
-    all.add(observed);
-
-    // Only one of the two is let in; by the nodes' ports both still are.
-    let only = r#"{"spec": {"loadBalancerSourceRanges": ["198.51.100.100/32", "fd00:c5::100/128"]}}"#;
-    lab.kubectl(&["patch", "service", "-n", DEMO, SERVICE, "-p", only])?;
-    eventually("the second client is kept out", || Ok(is_kept_out("client2", server).then_some(())))?;
-    all.add(one_pod_each(&clients[..1], &ways.balancer, FEW)?);
-    all.add(one_pod_each(&clients[1..], &ways.node_port, FEW)?);
-    lab.kubectl(&["patch", "service", "-n", DEMO, SERVICE, "-p", r#"{"spec": {"loadBalancerSourceRanges": null}}"#])?;
-
-    // The nodes keep outsiders to their own pods, by their own addresses.
-    lab.kubectl(&["patch", "service", "-n", DEMO, SERVICE, "-p", r#"{"spec": {"externalTrafficPolicy": "Local"}}"#])?;
-    for server in &ways.balancer {
-        let what = format!("its own address, as a pod sees it by {server}");
-        eventually(&what, || {
-            let seen = client_as_seen("client", *server)?;
-            let own: [IpAddr; 2] = ["198.51.100.100".parse()?, "fd00:c5::100".parse()?];
-            Ok(own.contains(&seen).then_some(()))
-        })?;
-    }
-    all.add(one_pod_each(&clients, &ways.balancer, FEW)?);
+    let clients = [&outsiders[0].client, &outsiders[1].client];
+    let ways = Ways::of(lab)?;
+    let mut story = Story { world, ways, clients, all: Observed::default(), lines: Vec::new() };
+    story.one_pod_each().context("one pod each")?;
+    story.daemon_leaves().context("as the daemon of the node that answers left")?;
+    story.node_is_cut_off().context("as the node that answers was cut off")?;
+    story.pod_deleted().context("as a pod was deleted")?;
+    story.source_ranges().context("with source ranges")?;
+    story.node_drained().context("as a node was drained")?;
+    story.local().context("with externalTrafficPolicy: Local")?;
     lab.kubectl(&["delete", "-k", "tests/cluster/outside"])?;
-    let lines = format!("{holder} left, and another node answered after {took:?}, {lost} requests lost");
-    Ok(all.figures(&lines))
+    Ok(story.all.figures(&story.lines.join("; ")))
+}
+
+struct Story<'a> {
+    world: &'a World<'a>,
+    ways: Ways,
+    clients: [&'a Client; 2],
+    all: Observed,
+    /// What is told of it.
+    lines: Vec<String>,
+}
+
+impl<'a> Story<'a> {
+    fn lab(&self) -> &'a Lab {
+        self.world.lab
+    }
+
+    fn patch(&self, spec: &str) -> Result<()> {
+        let patch = format!(r#"{{"spec": {{{spec}}}}}"#);
+        self.lab().kubectl(&["patch", "service", "-n", DEMO, SERVICE, "-p", &patch]).map(drop)
+    }
+
+    /// The node that answers for an address, as another one knows it, or any.
+    fn holder(&self, server: SocketAddr, asked: &str) -> Result<String> {
+        let rows = announced(self.lab(), asked)?;
+        let row = rows.into_iter().find(|row| row.address == server.ip());
+        row.and_then(|row| row.node).with_context(|| format!("nobody answers for {server}"))
+    }
+
+    /// Both clients ask the load balancer's first address without end.
+    fn start(&self) -> Result<Vec<Running>> {
+        self.clients.iter().map(|client| client.start(Question::Http, self.ways.balancer[0])).collect()
+    }
+
+    /// Has each client be where it was, by each of the load balancer's addresses.
+    fn where_each_is(&self) -> Result<Vec<String>> {
+        let all = self.clients.iter().flat_map(|client| self.ways.balancer.iter().map(move |server| (client, server)));
+        all.map(|(client, server)| pod_of(client, *server)).collect()
+    }
+
+    /// By both families, by the load balancer's addresses and by each node's port; and the cluster's own pods and nodes, too.
+    fn one_pod_each(&mut self) -> Result<()> {
+        let every: Vec<_> = [&self.ways.balancer[..], &self.ways.node_port].concat();
+        for server in &every {
+            eventually(&format!("an answer by {server}"), || {
+                Ok(self.clients[0].ask(Question::Http, *server, 1)?.pod().map(drop))
+            })?;
+        }
+        let many = if self.world.short { FEW } else { MANY };
+        self.all.add(one_pod_each(&self.clients, &self.ways.balancer, many)?);
+        self.all.add(one_pod_each(&self.clients, &self.ways.node_port, FEW)?);
+        let inside: Vec<&Client> = self.world.clients.iter().collect();
+        self.all.add(one_pod_each(&inside, &every, FEW / 10)?);
+        for family in 0..2 {
+            let by_balancer = pod_of(self.clients[0], self.ways.balancer[family])?;
+            for node in &self.ways.node_port[2 * family..2 * family + 2] {
+                let by_node = pod_of(self.clients[0], *node)?;
+                ensure!(by_node == by_balancer, "{node} leads to {by_node}, the load balancer to {by_balancer}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Another node takes over, and everybody stays where they are. (Endpoints have not changed so far: who had been led
+    /// elsewhere by a change that the other node's entries are older than could move.)
+    fn daemon_leaves(&mut self) -> Result<()> {
+        let (lab, server) = (self.lab(), self.ways.balancer[0]);
+        let holder = self.holder(server, NODES[0])?;
+        let before = self.where_each_is()?;
+        let running = self.start()?;
+        rest(1);
+        let daemon = lab.daemon(&holder)?;
+        let left = Instant::now();
+        lab.kubectl(&["delete", "pod", "-n", SYSTEM, &daemon.name, "--wait=false"])?;
+        let took = eventually("another node that answers", || {
+            Ok((self.holder(server, NODES[0])? != holder).then(|| left.elapsed()))
+        })?;
+        rest(3);
+        lab.rolled_out(SYSTEM, "daemonset/affinity")?;
+        let observed = observe(running, &format!("while {holder} left"))?;
+        observed.moved_at_most(0)?;
+        let lost = observed.sum().failed;
+        // What was under way when the address went over.
+        ensure!(lost <= 2 * self.clients.len() as u64, "{lost} requests were lost as {holder} left");
+        let after = self.where_each_is()?;
+        ensure!(before == after, "{before:?} became {after:?} as {holder} left");
+        self.all.add(observed);
+        self.lines.push(format!("{holder} left, and another node answered after {took:?}, {lost} requests lost"));
+        Ok(())
+    }
+
+    /// A client and an address such that the node that answers for it is not the one that the client's pod is on; that pod, and
+    /// both nodes.
+    fn apart(&self) -> Result<(&'a Client, SocketAddr, String, [String; 2])> {
+        // Who is on the same node as what answers for them gets another pod when theirs is deleted: before long, one elsewhere.
+        for _ in 0..12 {
+            for server in &self.ways.balancer {
+                let holder = self.holder(*server, NODES[0])?;
+                for client in self.clients {
+                    let pod = pod_of(client, *server)?;
+                    let pods = self.lab().web()?;
+                    let node = pods.iter().find(|one| one.name == pod).map(|one| one.node.clone());
+                    match node {
+                        Some(node) if node != holder => return Ok((client, *server, pod, [holder, node])),
+                        _ => (),
+                    }
+                }
+            }
+            let pod = pod_of(self.clients[0], self.ways.balancer[0])?;
+            self.lab().kubectl(&["delete", "pod", "-n", DEMO, &pod])?;
+            self.lab().wait_for_web(5)?;
+            self.world.wait_for_backends(5)?;
+        }
+        bail!("no client's pod is on the node that does not answer for it")
+    }
+
+    /// Nobody says goodbye: the other node takes over when the Lease is over, and leads to the same pod.
+    fn node_is_cut_off(&mut self) -> Result<()> {
+        let (client, server, pod, [holder, other]) = self.apart()?;
+        let cable = Cable::pull(&holder)?;
+        let pulled = Instant::now();
+        // An attempt without an answer takes two seconds; the Lease lasts 15.
+        let again = eventually("an answer from another node", || {
+            Ok(client.ask(Question::Http, server, 1)?.pod().map(str::to_owned))
+        })?;
+        let took = pulled.elapsed();
+        ensure!(again == pod, "{} was on {pod}, and is on {again} by {other}", client.name);
+        ensure!(took < TAKEOVER, "it took {took:?}");
+        let mut observed = Observed::default();
+        observed.note(format!("{} by {other} alone", client.name), client.ask(Question::Http, server, FEW)?);
+        drop(cable);
+        // When it is back, it is not the one that answers.
+        eventually(&format!("{holder} is back"), || {
+            Ok(self.lab().affinity_text(&holder, &["announce", "list"]).ok().map(drop))
+        })?;
+        rest(2);
+        let now = self.holder(server, &holder)?;
+        ensure!(now == other, "{now} answers for {server}, not {other}");
+        observed.note(format!("{} with {holder} back", client.name), client.ask(Question::Http, server, FEW)?);
+        observed.none_failed()?;
+        observed.moved_at_most(0)?;
+        ensure!(observed.sum().pods.keys().all(|one| *one == pod), "{:?}, and it was {pod}", observed.sum().pods);
+        self.all.add(observed);
+        self.lines.push(format!("{holder} was cut off, and {other} answered after {took:?}"));
+        self.lab().wait_for_web(5)?;
+        self.world.wait_for_backends(5)
+    }
+
+    /// Its client moves once.
+    fn pod_deleted(&mut self) -> Result<()> {
+        let lab = self.lab();
+        let pod = pod_of(self.clients[0], self.ways.balancer[0])?;
+        let running = self.start()?;
+        rest(2);
+        lab.kubectl(&["delete", "pod", "-n", DEMO, &pod, "--wait=false"])?;
+        lab.rolled_out(DEMO, "deployment/web")?;
+        lab.wait_for_web(5)?;
+        let observed = observe(running, &format!("while {pod} was deleted"))?;
+        observed.none_failed()?;
+        observed.moved_at_most(1)?;
+        self.all.add(observed);
+        Ok(())
+    }
+
+    /// Only one of the two is let in; by the nodes' ports both still are.
+    fn source_ranges(&mut self) -> Result<()> {
+        self.patch(r#""loadBalancerSourceRanges": ["198.51.100.100/32", "fd00:c5::100/128"]"#)?;
+        for server in &self.ways.balancer {
+            eventually("the second client is kept out", || Ok(is_kept_out("client2", *server).then_some(())))?;
+        }
+        self.all.add(one_pod_each(&self.clients[..1], &self.ways.balancer, FEW)?);
+        self.all.add(one_pod_each(&self.clients[1..], &self.ways.node_port, FEW)?);
+        self.patch(r#""loadBalancerSourceRanges": null"#)
+    }
+
+    /// The node of the first client's pod: those whom it served move, as often as their next pod was on it as well.
+    fn node_drained(&mut self) -> Result<()> {
+        let lab = self.lab();
+        let pod = pod_of(self.clients[0], self.ways.balancer[0])?;
+        let pods = lab.web()?;
+        let node = pods.iter().find(|one| one.name == pod).context("its pod")?.node.clone();
+        let there = pods.iter().filter(|one| one.node == node).count() as u64;
+        let running = self.start()?;
+        rest(1);
+        // The others there are clients that the test goes on with.
+        let only = ["--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app=web"];
+        lab.kubectl(&[&["drain", &node][..], &only].concat())?;
+        lab.wait_for_web(5)?;
+        self.world.wait_for_backends(5)?;
+        rest(1);
+        let observed = observe(running, &format!("while {node} was drained"))?;
+        observed.none_failed()?;
+        observed.moved_at_most(there)?;
+        self.all.add(observed);
+        let left: Vec<_> = lab.web()?.into_iter().filter(|one| one.node == node).collect();
+        ensure!(left.is_empty(), "{left:?} are on {node}");
+        self.lines.push(format!("{node} with {there} of 5 pods was drained"));
+        Ok(())
+    }
+
+    /// The nodes keep outsiders to their own pods, by their own addresses; a node that has none, as here, does not answer.
+    fn local(&mut self) -> Result<()> {
+        let lab = self.lab();
+        let nodes: BTreeSet<String> = lab.web()?.into_iter().map(|pod| pod.node).collect();
+        let [node] = Vec::from_iter(nodes).try_into().map_err(|nodes| anyhow!("web pods are on {nodes:?}"))?;
+        self.patch(r#""externalTrafficPolicy": "Local""#)?;
+        for server in &self.ways.balancer {
+            eventually(&format!("{node} answers for {server}"), || {
+                Ok((self.holder(*server, NODES[0])? == node).then_some(()))
+            })?;
+            eventually(&format!("its own address, as a pod sees it by {server}"), || {
+                let seen = client_as_seen("client", *server)?;
+                let own: [IpAddr; 2] = ["198.51.100.100".parse()?, "fd00:c5::100".parse()?];
+                Ok(own.contains(&seen).then_some(()))
+            })?;
+        }
+        self.all.add(one_pod_each(&self.clients, &self.ways.balancer, FEW)?);
+        // Pods on both nodes again, for those who come after.
+        for node in NODES {
+            lab.kubectl(&["uncordon", node])?;
+        }
+        lab.kubectl(&["rollout", "restart", "-n", DEMO, "deployment/web"])?;
+        lab.rolled_out(DEMO, "deployment/web")?;
+        lab.wait_for_web(5)?;
+        self.world.wait_for_backends(5)
+    }
+}
+
+/// A node's cable: out until this is dropped.
+struct Cable<'a>(&'a str);
+
+impl<'a> Cable<'a> {
+    fn pull(node: &'a str) -> Result<Self> {
+        let cable = Self(node);
+        cable.set("down")?;
+        Ok(cable)
+    }
+
+    fn set(&self, state: &str) -> Result<()> {
+        let end = format!("to-{}", self.0);
+        let output = Command::new("ip").args(["-n", "affinity-cp", "link", "set", &end, state]).output()?;
+        ensure!(output.status.success(), "{end} {state}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+}
+
+impl Drop for Cable<'_> {
+    fn drop(&mut self) {
+        let _ = self.set("up");
+    }
+}
+
+fn observe(running: Vec<Running>, when: &str) -> Result<Observed> {
+    let mut observed = Observed::default();
+    for load in running {
+        observed.note(format!("{} {when}", load.what), load.stop()?);
+    }
+    Ok(observed)
 }
 
 /// What curl prints in a machine.
