@@ -425,6 +425,31 @@ fn a_connection_that_is_over_leaves_its_entries_to_the_collector<F: Wire>() {
     }
 }
 
+/// Its port is not given on, whatever the connection before it on the same ports has come to.
+fn a_connection_on_the_ports_of_one_that_is_over_starts_anew<F: Wire>() {
+    for is_evicted in [false, true] {
+        let world = world::<F>(1_000);
+        let (place, seen) = send(&world, 0, CLIENT, SYN);
+        answer(&world, 0, CLIENT, place, seen, SYN | ACK);
+        send(&world, 0, CLIENT, ACK | FIN);
+        answer(&world, 0, CLIENT, place, seen, ACK | FIN);
+        let (to, to_port) = Service::address(place);
+        let (to, to_port) = (F::addr(to), Port::new(to_port));
+        let snat = ConntrackKey::snat(F::addr(CLIENT.0), Port::new(CLIENT.1), to, to_port, Proto::TCP);
+        let reply = ConntrackKey::snat_reply(F::addr(NODE), Port::new(seen.1), to, to_port, Proto::TCP);
+        if is_evicted {
+            world.env.evict_conntrack(&snat);
+        }
+        for (flags, back) in [(SYN, SYN | ACK), (ACK, ACK)] {
+            assert_eq!(send(&world, 0, CLIENT, flags), (place, seen));
+            answer(&world, 0, CLIENT, place, seen, back);
+        }
+        for key in [snat, reply] {
+            assert!(!world.env.peek_conntrack(&key).expect("an entry").is_over(), "{key:?}");
+        }
+    }
+}
+
 in_both_families!(
     events_say_who_comes_from_outside_and_by_what,
     who_comes_from_outside_leaves_as_the_node_and_is_answered_as_itself,
@@ -441,6 +466,7 @@ in_both_families!(
     only_clients_of_the_ranges_are_let_in,
     a_pod_elsewhere_reaches_itself_as_anybody,
     a_connection_that_is_over_leaves_its_entries_to_the_collector,
+    a_connection_on_the_ports_of_one_that_is_over_starts_anew,
 );
 
 /// Has the node answer for an address on its uplink, for ten seconds.

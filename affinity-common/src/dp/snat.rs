@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     abi::{
-        conntrack::{Conntrack, ConntrackKey, SNAT},
+        conntrack::{Conntrack, ConntrackKey, OPENED, SNAT},
         frontends::FrontendKey,
         tail_calls::Stage,
         uplinks::Uplink,
@@ -156,6 +156,9 @@ fn has_port<F: Family, E: Env<F>>(env: &E, key: &mut ConntrackKey<F>, way: &Conn
         let owner = entry.load();
         if owner.leads_to(&way.addr, way.port) {
             entry.set_last_seen(now.ticks());
+            if owner.is_over() {
+                entry.set_seen(way.seen);
+            }
             return true;
         }
         if !conntrack::gives_way(env, &owner, key.proto, now, Role::First) {
@@ -187,7 +190,8 @@ fn port_of(hash: u32, attempt: u32) -> Port {
     Port::new(FIRST_PORT + at as u16)
 }
 
-/// Notes a packet in an entry; returns what is known of the connection then.
+/// Notes a packet in an entry; returns what is known of the connection then. One that is opened on the ports of one that is
+/// over starts anew: else its port would be given on while it lasts.
 #[inline(always)]
 fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: u8, now: Nanos) -> u8 {
     let now: Ticks = now.ticks();
@@ -195,7 +199,8 @@ fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: 
     if held.last_seen != now {
         entry.set_last_seen(now);
     }
-    let seen = held.seen | shown;
+    let before = if shown & OPENED != 0 && held.is_over() { 0 } else { held.seen };
+    let seen = before | shown;
     if held.seen != seen {
         entry.set_seen(seen);
     }
