@@ -43,6 +43,9 @@ const TRIES: u32 = 12;
 /// use before it is likely that one finds none.
 const ROUNDS: u32 = 16;
 
+/// The round in which ports are tried first. Before it, it is not known yet that the connection has none.
+const FIRST_ROUND: u32 = 1;
+
 /// Whether a packet looks like the answer to one that has left as the node's own. Nobody answers by a SYN alone.
 #[inline(always)]
 pub fn is_like_reply<F: Family, E: Env<F>>(env: &E, headers: &Headers<F>) -> bool {
@@ -55,28 +58,91 @@ pub const fn is_of_range(port: Port) -> bool {
     port.get().wrapping_sub(FIRST_PORT) < PORTS
 }
 
-/// A packet that leaves by an interface.
+/// A packet that leaves by an interface, and looks as if it were from outside: where its connection has a port, it leaves as the
+/// node's own.
+#[inline(always)]
+pub fn leave<F: Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P, headers: &mut Headers<F>) -> Option<Step> {
+    let uplink = way_out(env, packet, headers)?;
+    env.in_memory(headers);
+    env.in_memory(&uplink);
+    let mut work = env.work()?;
+    let port = known::<F, E>(env, &mut work, headers, &uplink, env.now())?;
+    Some(write_source(packet, headers, &uplink, port))
+}
+
+/// Hands a packet that [`leave`] has no port for, and that is no reply, over to where its connection may be given one.
+#[inline(always)]
+pub fn hand_over<P: Packet>(packet: &mut P) -> Step {
+    step::hand_over_again(packet, Stage::Snat, FIRST_ROUND)
+}
+
+/// A packet that leaves by an interface, and may be the first one of its connection, or the first fragment of one.
 #[inline(always)]
 pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
     let mut headers = Headers::default();
     if let Err(no_ports) = F::parse_first(packet, &mut headers) {
         return Step::Ends(no_ports.reason());
     }
-    // To a pod's interface it goes as it is; what is the node's own already, or was made so by others, too.
-    let Some(uplink) = env.uplink(packet.ifindex()) else { return Step::Ends(Reason::NotReply) };
-    if uplink.addr == F::Addr::default() || uplink.addr == headers.src {
-        return Step::Ends(Reason::NotReply);
-    }
+    let Some(uplink) = way_out(env, packet, &headers) else { return Step::Ends(Reason::NotReply) };
     env.in_memory(&headers);
     env.in_memory(&uplink);
     let Some(mut work) = env.work() else { return Step::Ends(Reason::ConntrackRefused) };
     match source::<F, E, P>(env, packet, &mut work, &headers, &uplink) {
-        Ok(port) => match translate(packet, &mut headers, End::Source, &uplink.addr, port) {
-            Ok(()) => Step::Ends(Reason::Snat),
-            Err(_) => Step::Ends(Reason::RewriteFailed),
-        },
+        Ok(port) => write_source(packet, &mut headers, &uplink, port),
         Err(step) => step,
     }
+}
+
+/// The uplink that a packet leaves by. To a pod's interface it goes as it is; what is the node's own already, or was made so by
+/// others, too.
+#[inline(always)]
+fn way_out<F: Family, E: Env<F>, P: Packet>(env: &E, packet: &P, headers: &Headers<F>) -> Option<Uplink<F>> {
+    let uplink = env.uplink(packet.ifindex())?;
+    if uplink.addr == F::Addr::default() || uplink.addr == headers.src {
+        return None;
+    }
+    Some(uplink)
+}
+
+#[inline(always)]
+fn write_source<F: Rewrite, P: Packet>(
+    packet: &mut P,
+    headers: &mut Headers<F>,
+    uplink: &Uplink<F>,
+    port: Port,
+) -> Step {
+    match translate(packet, headers, End::Source, &uplink.addr, port) {
+        Ok(()) => Step::Ends(Reason::Snat),
+        Err(_) => Step::Ends(Reason::RewriteFailed),
+    }
+}
+
+/// The port that the packets of a connection leave by, where it has one.
+#[inline(always)]
+fn known<F: Family, E: Env<F>>(
+    env: &E,
+    work: &mut Work<F>,
+    headers: &Headers<F>,
+    uplink: &Uplink<F>,
+    now: Nanos,
+) -> Option<Port> {
+    let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
+    let Work { key, held, .. } = work;
+    *key = ConntrackKey::snat(src, src_port, dst, dst_port, proto);
+    let entry = env.conntrack(key)?;
+    *held = entry.load();
+    if held.addr != uplink.addr {
+        return None;
+    }
+    let port = held.client_port;
+    *key = ConntrackKey::snat_reply(uplink.addr, port, dst, dst_port, proto);
+    let reply = env.conntrack(key)?;
+    let owner = reply.load();
+    if !owner.leads_to(&src, src_port) {
+        return None;
+    }
+    note(&entry, held, note(&reply, &owner, conntrack::shown(headers, From::Client), now), now);
+    Some(port)
 }
 
 /// The port that a packet leaves by.
@@ -90,23 +156,12 @@ fn source<F: Family, E: Env<F>, P: Packet>(
 ) -> Result<Port, Step> {
     let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
     let now = env.now();
-    let Work { key, held, way } = work;
-    *key = ConntrackKey::snat(src, src_port, dst, dst_port, proto);
-    let known = env.conntrack(key);
-    if let Some(entry) = &known {
-        *held = entry.load();
-        if held.addr == uplink.addr {
-            let port = held.client_port;
-            *key = ConntrackKey::snat_reply(uplink.addr, port, dst, dst_port, proto);
-            if let Some(reply) = env.conntrack(key) {
-                let owner = reply.load();
-                if owner.leads_to(&src, src_port) {
-                    note(entry, held, note(&reply, &owner, conntrack::shown(headers, From::Client), now), now);
-                    return Ok(port);
-                }
-            }
-        }
+    if step::round(packet) < FIRST_ROUND
+        && let Some(port) = known::<F, E>(env, work, headers, uplink, now)
+    {
+        return Ok(port);
     }
+    let Work { key, way, .. } = work;
     // Of no connection that this node has made, or of one of its own pods': nothing to do with it.
     *key = ConntrackKey::reverse(src, src_port, dst, dst_port, proto);
     let of = env.conntrack(key).map(|entry| entry.load()).filter(Conntrack::is_from_outside);
@@ -133,17 +188,17 @@ fn take<F: Family, E: Env<F>, P: Packet>(
     now: Nanos,
 ) -> Result<Port, Step> {
     let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
-    let round = step::round(packet);
+    let round = step::round(packet).max(FIRST_ROUND);
     let hash = hash::connection::<F>(&src, src_port, &dst, dst_port, proto, 0);
     (way.addr, way.port, way.client_port) = (src, src_port, src_port);
     for attempt in 0..TRIES {
-        let port = port_of(hash, round * TRIES + attempt);
+        let port = port_of(hash, (round - FIRST_ROUND) * TRIES + attempt);
         *key = ConntrackKey::snat_reply(uplink.addr, port, dst, dst_port, proto);
         if has_port(env, key, way, now) {
             return Ok(port);
         }
     }
-    if round + 1 < ROUNDS {
+    if round < ROUNDS {
         return Err(step::hand_over_again(packet, Stage::Snat, round + 1));
     }
     Err(Step::Ends(Reason::SnatExhausted))
@@ -207,28 +262,35 @@ fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: 
     seen
 }
 
-/// A packet that has come in, and looks like an answer to one that has left as the node's own.
+/// A packet that has come in, and looks like an answer to one that has left as the node's own: where it is one, it is the
+/// client's again.
+#[inline(always)]
+pub fn come_back<F: Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P, headers: &mut Headers<F>) -> Option<Step> {
+    env.in_memory(headers);
+    let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
+    let entry = env.conntrack(&ConntrackKey::snat_reply(dst, dst_port, src, src_port, proto))?;
+    let (held, now) = (entry.load(), env.now());
+    if !headers.is_tcp() && conntrack::has_expired(env, &held, proto, now) {
+        return None;
+    }
+    note(&entry, &held, conntrack::shown(headers, From::Backend), now);
+    Some(match translate(packet, headers, End::Destination, &held.addr, held.client_port) {
+        Ok(()) => Step::Ends(Reason::SnatReply),
+        Err(_) => Step::Ends(Reason::RewriteFailed),
+    })
+}
+
+/// The first fragment of such a packet, or one that was taken for it.
 #[inline(always)]
 pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
     let mut headers = Headers::default();
     if let Err(no_ports) = F::parse_first(packet, &mut headers) {
         return Step::Ends(no_ports.reason());
     }
-    env.in_memory(&headers);
-    let Headers { src, src_port, dst, dst_port, proto, .. } = headers;
-    let now = env.now();
-    let known = env.conntrack(&ConntrackKey::snat_reply(dst, dst_port, src, src_port, proto));
-    if let Some(entry) = known {
-        let held = entry.load();
-        if headers.is_tcp() || !conntrack::has_expired(env, &held, proto, now) {
-            note(&entry, &held, conntrack::shown(&headers, From::Backend), now);
-            return match translate(packet, &mut headers, End::Destination, &held.addr, held.client_port) {
-                Ok(()) => Step::Ends(Reason::SnatReply),
-                Err(_) => Step::Ends(Reason::RewriteFailed),
-            };
-        }
+    if let Some(step) = come_back(env, packet, &mut headers) {
+        return step;
     }
-    let looks = address::looks(env, &dst);
+    let looks = address::looks(env, &headers.dst);
     tc::without_frontend(env, packet, &headers, looks)
 }
 

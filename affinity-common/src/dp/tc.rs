@@ -45,8 +45,10 @@ pub fn ingress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P
             return request(env, packet, &mut headers, &frontend).map_or_else(|step| step, Step::Ends);
         }
     }
-    if snat::is_like_reply(env, &headers) {
-        return step::hand_over(packet, Stage::SnatReply);
+    if snat::is_like_reply(env, &headers)
+        && let Some(step) = snat::come_back(env, packet, &mut headers)
+    {
+        return step;
     }
     without_frontend(env, packet, &headers, looks)
 }
@@ -158,8 +160,16 @@ pub fn reply<F: Rewrite, E: Env<F>, P: Packet, const FULL: bool>(
     packet: &mut P,
     headers: &mut Headers<F>,
 ) -> Step {
+    // Perhaps from outside, to a backend elsewhere.
+    let is_like_snat = !FULL && address::is_like_snat(env, &headers.dst);
+    if is_like_snat && let Some(step) = snat::leave(env, packet, headers) {
+        return step;
+    }
     let mut key = ConntrackKey::reverse(headers.dst, headers.dst_port, headers.src, headers.src_port, headers.proto);
-    let Some(entry) = env.conntrack(&key) else { return no_reply::<F, E, P, FULL>(env, packet, headers) };
+    let Some(entry) = env.conntrack(&key) else {
+        let leaves = is_like_snat && is_on_uplink(env, packet);
+        return if leaves { snat::hand_over(packet) } else { Step::Ends(Reason::NotReply) };
+    };
     env.in_memory(headers);
     let mut held = entry.load();
     let now = env.now();
@@ -185,15 +195,6 @@ pub fn reply<F: Rewrite, E: Env<F>, P: Packet, const FULL: bool>(
         Ok(()) => Step::Ends(Reason::Reply),
         Err(_) => Step::Ends(Reason::RewriteFailed),
     }
-}
-
-/// A packet to whoever it is for that is no reply: perhaps from outside, to a backend elsewhere.
-#[inline(always)]
-fn no_reply<F: Family, E: Env<F>, P: Packet, const FULL: bool>(env: &E, packet: &mut P, headers: &Headers<F>) -> Step {
-    if !FULL && address::is_like_snat(env, &headers.dst) && is_on_uplink(env, packet) {
-        return step::hand_over(packet, Stage::Snat);
-    }
-    Step::Ends(Reason::NotReply)
 }
 
 #[inline(always)]
