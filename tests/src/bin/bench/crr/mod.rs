@@ -208,12 +208,7 @@ impl Rates {
              checked. The measured service has affinity and two backends; the services are there beside it.\n",
             self.rounds, self.sample_ms
         );
-        let mut goals = table(&["goal", "at least", "measured", ""]);
-        for Goal { name, ratio, at_least, met } in &self.goals {
-            let met = if *met { "met" } else { "missed" };
-            goals.add_row([name.clone(), format!("{at_least:.2}"), ratio_text(ratio), met.to_owned()]);
-        }
-        println!("{}\n", align(&mut goals));
+        println!("{}\n", goals_table(&self.goals));
     }
 
     fn rows_table(&self, version: Version) -> Table {
@@ -234,6 +229,16 @@ impl Rates {
         }
         align(&mut table)
     }
+}
+
+/// What became of goals.
+pub fn goals_table(goals: &[Goal]) -> Table {
+    let mut rows = table(&["goal", "at least", "measured", ""]);
+    for Goal { name, ratio, at_least, met } in goals {
+        let met = if *met { "met" } else { "missed" };
+        rows.add_row([name.clone(), format!("{at_least:.2}"), ratio_text(ratio), met.to_owned()]);
+    }
+    align(&mut rows)
 }
 
 /// To three places: a part in a hundred is what these are about.

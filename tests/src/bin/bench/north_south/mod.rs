@@ -14,7 +14,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::control_plane::kube_proxy;
-use crate::crr::ratio_text;
+use crate::crr::{Goal, goals_table, ratio_text};
 use crate::figures::{Interval, Samples};
 use crate::report::{align, interval, table};
 use crate::version::Version;
@@ -118,19 +118,6 @@ impl Row {
     pub fn setting(&self) -> (Version, Pod, usize) {
         (self.version, self.pod, self.threads)
     }
-}
-
-/// A ratio that we want, and what it came to.
-#[derive(Serialize)]
-pub struct Goal {
-    /// What is held against kube-proxy.
-    pub name: String,
-    /// The ratio, round by round.
-    pub ratio: Interval,
-    /// What its median has to reach.
-    pub at_least: f64,
-    /// Whether it does.
-    pub met: bool,
 }
 
 /// A row while it is measured.
@@ -254,12 +241,7 @@ impl Rates {
             println!("There is no kube-proxy to be measured beside.\n");
             return;
         }
-        let mut goals = table(&["goal", "at least", "measured", ""]);
-        for Goal { name, ratio, at_least, met } in &self.goals {
-            let met = if *met { "met" } else { "missed" };
-            goals.add_row([name.clone(), format!("{at_least:.2}"), ratio_text(ratio), met.to_owned()]);
-        }
-        println!("{}\n", align(&mut goals));
+        println!("{}\n", goals_table(&self.goals));
     }
 }
 
