@@ -2,8 +2,6 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::{Kind, ObjectName, Text, store::Object};
 
 /// A node of the cluster.
@@ -15,8 +13,6 @@ pub struct Node {
     pub zone: Option<Text>,
     /// Its addresses of type `InternalIP`, in their order.
     pub internal_ips: Vec<IpAddr>,
-    /// `spec.podCIDRs`: whose addresses its pods have, where the cluster gives them out so.
-    pub pod_cidrs: Vec<IpNet>,
     /// Whether it is about to go: it is being deleted, or the cluster's autoscaler has marked it (KEP-3836).
     pub is_going: bool,
 }

@@ -23,9 +23,6 @@ pub struct Node {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeSpec {
-    /// Ranges of its pods' addresses, one a family.
-    #[serde(rename = "podCIDRs")]
-    pub pod_cidrs: Option<Vec<String>>,
     /// What keeps pods off it.
     pub taints: Option<Vec<Taint>>,
 }

@@ -1,6 +1,6 @@
 //! A Node in the model's terms.
 
-use super::{Faults, address, range};
+use super::{Faults, address};
 use crate::{
     model::{Checked, Node, ObjectName},
     sources::trimmed,
@@ -24,15 +24,8 @@ pub fn node(name: &ObjectName, object: &trimmed::Node) -> Checked<Node> {
             Err(fault) => faults.left_out(format!("status.addresses[{i}].address"), fault),
         }
     }
-    let spec = object.spec.as_ref();
-    let mut pod_cidrs = Vec::new();
-    for (i, text) in spec.and_then(|spec| spec.pod_cidrs.as_deref()).into_iter().flatten().enumerate() {
-        match range(text) {
-            Ok(range) => pod_cidrs.push(range),
-            Err(fault) => faults.left_out(format!("spec.podCIDRs[{i}]"), fault),
-        }
-    }
-    let mut taints = spec.and_then(|spec| spec.taints.as_deref()).into_iter().flatten();
+    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref());
+    let mut taints = taints.into_iter().flatten();
     let is_going = object.metadata.deletion_timestamp.is_some() || taints.any(|taint| taint.key == GOING_TAINT);
-    faults.check(name, Node { name: name.clone(), zone, internal_ips, pod_cidrs, is_going })
+    faults.check(name, Node { name: name.clone(), zone, internal_ips, is_going })
 }

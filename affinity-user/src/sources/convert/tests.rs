@@ -294,13 +294,7 @@ fn nodes() {
 }
 
 fn plain_node() -> Node {
-    Node {
-        name: ObjectName::new("", "node-1.example"),
-        zone: None,
-        internal_ips: Vec::new(),
-        pod_cidrs: Vec::new(),
-        is_going: false,
-    }
+    Node { name: ObjectName::new("", "node-1.example"), zone: None, internal_ips: Vec::new(), is_going: false }
 }
 
 #[test]
@@ -313,13 +307,12 @@ fn nodes_have_addresses_and_are_about_to_go() {
     };
     let addresses = "status: {addresses: [{type: Hostname, address: n}, {type: InternalIP, address: 192.168.0.5}, \
                      {type: ExternalIP, address: 203.0.113.5}, {type: InternalIP, address: x}, \
-                     {type: InternalIP, address: 'fd00::5'}]}, spec: {podCIDRs: [10.1.0.0/24, y, 'fd01::/64']}";
+                     {type: InternalIP, address: 'fd00::5'}]}";
     let internal_ips = ["192.168.0.5", "fd00::5"].map(|it| it.parse().expect("an address")).to_vec();
-    let pod_cidrs = ["10.1.0.0/24", "fd01::/64"].map(|it| it.parse().expect("a range")).to_vec();
     let (found, problems) = node("", addresses);
-    assert_eq!(found, Node { internal_ips, pod_cidrs, ..plain_node() });
-    assert_eq!(problems.len(), 2);
-    assert!(problems[0].starts_with("status.addresses[3].address") && problems[1].starts_with("spec.podCIDRs[1]"));
+    assert_eq!(found, Node { internal_ips, ..plain_node() });
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].starts_with("status.addresses[3].address"));
 
     let taint = |key: &str| format!("spec: {{taints: [{{key: other, effect: NoSchedule}}, {{key: {key}}}]}}");
     assert!(!node("", &taint("node.kubernetes.io/unschedulable")).0.is_going);
