@@ -100,7 +100,7 @@ programs! {
 pub fn bench_snat(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let verdict = pipeline::go_on(&ctx, Stage::Snat);
-    match parse::ethertype(&Skb::new(TcContext::new(skb))) {
+    match parse::ethertype(&Skb::new(ctx)) {
         Some(V4::ETHERTYPE) => Run::<V4>::resume(skb).end(),
         Some(V6::ETHERTYPE) => Run::<V6>::resume(skb).end(),
         _ => {}
