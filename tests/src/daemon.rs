@@ -122,6 +122,9 @@ impl Daemon {
     /// Where it runs already.
     pub fn launch(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the daemon is running");
+        if let Some(binary) = &self.options.binary {
+            self.cli.binary.clone_from(binary);
+        }
         let mut command = self.cli.command(&["run"]);
         match &self.options.source {
             Source::Directory(path) => command.arg("--source-dir").arg(path),
