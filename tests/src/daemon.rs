@@ -18,7 +18,7 @@ use crate::wait;
 pub const BINARY: &str = "AFFINITY_BIN";
 /// Where the daemon pins unless told otherwise.
 pub const PIN_DIR: &str = "/sys/fs/bpf/affinity";
-/// How long a daemon may take until it has synced.
+/// How long a daemon may take until it serves.
 const READY: Duration = Duration::from_secs(30);
 /// How long a daemon may take to end when it is asked to.
 const ENDS: Duration = Duration::from_secs(10);
@@ -83,7 +83,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon and waits until it has synced.
+    /// Starts a daemon and waits until it serves.
     ///
     /// # Errors
     /// Where it does not; the end of its log is in the error.
@@ -107,7 +107,7 @@ impl Daemon {
         Ok(Self { options, cli, process: None, directory })
     }
 
-    /// Starts it (again), and waits until it has synced.
+    /// Starts it (again), and waits until it serves.
     ///
     /// # Errors
     /// Where it runs already, or does not get that far; the end of its log is in the error.
@@ -143,14 +143,14 @@ impl Daemon {
         Ok(())
     }
 
-    /// Waits until it has synced.
+    /// Waits until it has synced, and has attached to the interfaces that are there.
     ///
     /// # Errors
     /// After `timeout`, or when it ends before; the end of its log is in the error.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<()> {
         let process = self.process.as_mut().context("the daemon is not running")?;
         let cli = &self.cli;
-        let ready = wait::until_true("a synced daemon", timeout, || {
+        let ready = wait::until_true("a ready daemon", timeout, || {
             process.must_run()?;
             // Before it has pinned anything there is nothing to tell.
             Ok(cli.json(&["status"]).is_ok_and(|status| is_ready(&status, process.pid())))
@@ -208,12 +208,12 @@ impl Daemon {
     }
 }
 
-/// What `affinity status -o json` says of a daemon that has synced: all its sources have told everything once, and the
-/// maps hold it.
+/// What `affinity status -o json` says of a daemon that serves: all its sources have told everything once, the maps hold
+/// it, and the interfaces that were there have the programs.
 fn is_ready(status: &Value, pid: u32) -> bool {
     let daemon = status.get("daemon").unwrap_or(status);
     let ours = daemon.get("pid").is_none_or(|told| told.as_u64() == Some(pid.into()));
-    ours && daemon.get("synced").and_then(Value::as_bool) == Some(true)
+    ours && daemon.get("ready").and_then(Value::as_bool) == Some(true)
 }
 
 /// The verbs of the binary, run in a place on the pins of one directory.

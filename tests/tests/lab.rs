@@ -260,15 +260,15 @@ fn a_process_can_be_entered_by_its_id() -> Result<()> {
     Ok(())
 }
 
-/// What stands for the binary in [`a_daemon_is_started_and_ended`]: it says where it is, and is synced when it has said so;
+/// What stands for the binary in [`a_daemon_is_started_and_ended`]: it says where it is, and is ready when it has said so;
 /// killed, it leaves what a later one must not be taken for.
 const STAND_IN: &str = r#"#!/bin/sh
 case "$1" in
 run)
-    trap 'rm /run/synced; echo ended; exit 0' TERM
-    echo "started $*"; cut -d: -f1 /proc/self/net/dev; echo $$ > /run/synced
+    trap 'rm /run/ready; echo ended; exit 0' TERM
+    echo "started $*"; cut -d: -f1 /proc/self/net/dev; echo $$ > /run/ready
     while :; do sleep 0.1; done ;;
-status) test -e /run/synced && echo "{\"synced\": true, \"pid\": $(cat /run/synced)}" ;;
+status) test -e /run/ready && echo "{\"ready\": true, \"pid\": $(cat /run/ready)}" ;;
 *) echo "no verb $1" >&2; exit 2 ;;
 esac
 "#;
@@ -297,7 +297,7 @@ fn a_daemon_is_started_and_ended() -> Result<()> {
         assert!(log.contains(part), "{part:?} in {log}");
     }
     assert!(!daemon.kill()?.success());
-    assert_eq!(daemon.cli().json(&["status"])?["synced"], true, "it could undo nothing");
+    assert_eq!(daemon.cli().json(&["status"])?["ready"], true, "it could undo nothing");
     daemon.resume()?;
     assert!(daemon.terminate()?.success());
     assert!(daemon.log().ends_with("ended\n"));
