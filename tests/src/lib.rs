@@ -2,6 +2,7 @@
 //!
 //! * [`netns`] and [`mountns`]: namespaces that nothing but this process holds, so that they vanish with it.
 //! * [`topology`]: clients, backends and a routing node between them, wired as a CNI plugin wires pods.
+//! * [`branch`]: a machine behind a router, with a narrow link on the way.
 //! * [`traffic`]: HTTP and UDP backends that serve their own name, and clients that ask for it.
 //! * [`cgroup`]: cgroups of single tests, for the programs of sockets.
 //! * [`capture`]: what is seen on a wire, and frames put onto one.
@@ -16,6 +17,7 @@
 
 pub mod apiproxy;
 pub mod apiserver;
+pub mod branch;
 pub mod capture;
 pub mod certs;
 pub mod cgroup;

@@ -539,8 +539,8 @@ fn any(like: IpAddr) -> IpAddr {
     }
 }
 
-/// The network of [`pod_prefix`] that an address is in.
-fn network(address: IpAddr) -> IpAddr {
+/// The network of 24 bits, or of 64, that an address is in.
+pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() & !0xff).into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -68,7 +68,35 @@ impl SessionRow {
     }
 }
 
+/// A row of the counters of `affinity status`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct CounterRow {
+    /// The program's name.
+    pub program: String,
+    /// The reason's name.
+    pub reason: String,
+    /// How many packets, or calls of sockets, ended in the program for the reason.
+    pub packets: u64,
+}
+
 impl Cli {
+    /// The counters of `affinity status`.
+    ///
+    /// # Errors
+    /// Those of [`Cli::json`].
+    pub fn counters(&self) -> Result<Vec<CounterRow>> {
+        let mut status = self.json(&["status"])?;
+        serde_json::from_value(status["counters"].take()).context("the counters of affinity status")
+    }
+
+    /// How many packets, or calls of sockets, ended as `wanted`, by the counters.
+    ///
+    /// # Errors
+    /// Those of [`Cli::json`].
+    pub fn counted(&self, wanted: impl Fn(&CounterRow) -> bool) -> Result<u64> {
+        Ok(self.counters()?.iter().filter(|row| wanted(row)).map(|row| row.packets).sum())
+    }
+
     /// `affinity service list`.
     ///
     /// # Errors

@@ -464,11 +464,11 @@ fn a_restart_is_not_noticed_by_clsact() -> Result<()> {
 /// How often each of our programs is attached to the first client's interface, by what a packet meets: the counters of one
 /// connection.
 fn programs_attached(site: &Site) -> Result<BTreeMap<String, u64>> {
-    let before = counters(&site.cli().json(&["status"])?)?;
+    let before = counters(site.cli())?;
     let mut connection = site.open(0, SPREAD)?;
     connection.get()?;
     drop(connection);
-    let after = counters(&site.cli().json(&["status"])?)?;
+    let after = counters(site.cli())?;
     let grown = |program: &str, reason: &str| {
         let key = (program.to_owned(), reason.to_owned());
         after.get(&key).copied().unwrap_or_default() - before.get(&key).copied().unwrap_or_default()
@@ -480,16 +480,8 @@ fn programs_attached(site: &Site) -> Result<BTreeMap<String, u64>> {
     ]))
 }
 
-fn counters(status: &Value) -> Result<BTreeMap<(String, String), u64>> {
-    let rows = status.get("counters").and_then(Value::as_array).context("no counters in status")?;
-    rows.iter()
-        .map(|row| {
-            let text =
-                |field: &str| row.get(field).and_then(Value::as_str).map(str::to_owned).context("a counter's text");
-            let packets = row.get("packets").and_then(Value::as_u64).context("a counter's packets")?;
-            Ok(((text("program")?, text("reason")?), packets))
-        })
-        .collect()
+fn counters(cli: &Cli) -> Result<BTreeMap<(String, String), u64>> {
+    Ok(cli.counters()?.into_iter().map(|row| ((row.program, row.reason), row.packets)).collect())
 }
 
 #[test]

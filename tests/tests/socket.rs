@@ -110,10 +110,7 @@ impl Site {
 
     /// How often a program has ended so.
     fn counted(&self, program: &str, reason: &str) -> Result<u64> {
-        let status = self.daemon.cli().json(&["status"])?;
-        let rows = status.get("counters").and_then(Value::as_array).context("no counters")?;
-        let row = rows.iter().find(|row| row["program"] == program && row["reason"] == reason);
-        Ok(row.and_then(|row| row["packets"].as_u64()).unwrap_or_default())
+        self.daemon.cli().counted(|row| row.program == program && row.reason == reason)
     }
 
     fn pins(&self) -> Result<Vec<String>> {

@@ -4,16 +4,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use affinity_tests::branch::{Branch, Grown};
 use affinity_tests::capture::Capture;
 use affinity_tests::daemon::{Daemon, DaemonOptions, SourceDir};
 use affinity_tests::netlink::{self, Via};
-use affinity_tests::netns::Netns;
 use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
-use affinity_tests::topology::{ETH0, Families, Host, Lab, LabOptions, Wiring, join};
+use affinity_tests::topology::{ETH0, Families, Host, Lab, LabOptions, Wiring, network};
 use affinity_tests::traffic::{Backend, ClientOptions, HttpConnection, UdpClient, http_get};
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 
 const SECOND: Duration = Duration::from_secs(1);
 const POD_PORT: u16 = 8080;
@@ -65,9 +64,7 @@ impl Site {
 
     /// How many packets have ended so.
     fn counted(&self, reason: &str) -> Result<u64> {
-        let status = self.daemon.cli().json(&["status"])?;
-        let rows = status.get("counters").and_then(Value::as_array).context("no counters")?;
-        Ok(rows.iter().filter(|row| row["reason"] == reason).filter_map(|row| row["packets"].as_u64()).sum())
+        self.daemon.cli().counted(|row| row.reason == reason)
     }
 }
 
@@ -255,66 +252,28 @@ fn is_redirect(frame: &[u8]) -> bool {
 /// Behind the lab's first backend, which routes: a link of 1,280 bytes, another router, and a pod.
 struct Narrow {
     pod: Host,
-    _routers: [Netns; 2],
+    _grown: Grown,
 }
 
 impl Narrow {
     fn behind(lab: &Lab) -> Result<Self> {
+        const LINK: [(&str, &str); 2] = [("10.244.8.1", "10.244.8.2"), ("fd00:10:8::1", "fd00:10:8::2")];
+        const POD: [(&str, &str); 2] = [("10.244.9.1", "10.244.9.2"), ("fd00:10:9::1", "fd00:10:9::2")];
         let near = lab.backends[0].clone();
-        let far = Netns::new("far")?;
-        let end = Netns::new("pod")?;
-        for netns in [&far, &end, &near.netns] {
-            netns.set_sysctls(&[
-                ("net.ipv4.ip_forward", "1"),
-                ("net.ipv6.conf.all.forwarding", "1"),
-                ("net.ipv6.conf.all.accept_dad", "0"),
-                ("net.ipv6.conf.default.accept_dad", "0"),
-            ])?;
-        }
-        join((&near.netns, "down"), (&far, "up"), 1_280)?;
-        join((&far, "down"), (&end, ETH0), 1_500)?;
-        let ip = |text: &str| -> IpAddr { text.parse().expect("an address") };
-        // A network a link, in both families; the pod's is the last one.
-        let first = [(ip("10.244.8.1"), ip("10.244.8.2")), (ip("fd00:10:8::1"), ip("fd00:10:8::2"))];
-        let last = [(ip("10.244.9.1"), ip("10.244.9.2")), (ip("fd00:10:9::1"), ip("fd00:10:9::2"))];
-        let prefix = |ip: IpAddr| if ip.is_ipv4() { 24 } else { 64 };
-        let any = |ip: IpAddr| if ip.is_ipv4() { address("0.0.0.0:0").ip() } else { address("[::]:0").ip() };
-        for (((upper, lower), (gateway, pod)), router) in first.into_iter().zip(last).zip(&near.addresses) {
-            near.netns.netlink(async |handle| {
-                let link = netlink::link(&handle, "down").await?.index;
-                netlink::add_address(&handle, link, upper, prefix(upper)).await?;
-                netlink::add_route(&handle, network(gateway), prefix(gateway), Via::Gateway(lower)).await
-            })?;
-            far.netlink(async |handle| {
-                let (up, down) =
-                    (netlink::link(&handle, "up").await?.index, netlink::link(&handle, "down").await?.index);
-                netlink::add_address(&handle, up, lower, prefix(lower)).await?;
-                netlink::add_address(&handle, down, gateway, prefix(gateway)).await?;
-                netlink::add_route(&handle, any(upper), 0, Via::Gateway(upper)).await
-            })?;
-            end.netlink(async |handle| {
-                let link = netlink::link(&handle, ETH0).await?.index;
-                netlink::add_address(&handle, link, pod, prefix(pod)).await?;
-                netlink::add_route(&handle, any(pod), 0, Via::Gateway(gateway)).await
-            })?;
-            lab.node.netns.netlink(async |handle| {
-                for net in [network(gateway), network(upper)] {
-                    netlink::add_route(&handle, net, prefix(net), Via::Gateway(*router)).await?;
-                }
-                Ok(())
-            })?;
-        }
-        let addresses = last.map(|(_, pod)| pod).to_vec();
-        let pod = Host { name: "pod".to_owned(), netns: end, addresses, ..near.clone() };
-        Ok(Self { pod, _routers: [far, near.netns] })
-    }
-}
-
-/// The network of an address: without its last octet, or its last two.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip) & !0xff).into()),
-        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) & !0xffff).into()),
+        near.netns.set_sysctls(&[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")])?;
+        let grown = Branch { name: "pod", link: LINK, net: POD }.grow(&near.netns, 1_280)?;
+        let addresses: Vec<IpAddr> = POD.iter().map(|(_, pod)| pod.parse()).collect::<Result<_, _>>()?;
+        let links = LINK.iter().map(|(_, lower)| lower.parse()).collect::<Result<Vec<IpAddr>, _>>()?;
+        lab.node.netns.netlink(async |handle| {
+            for of in addresses.iter().chain(&links) {
+                let router = near.addresses[usize::from(of.is_ipv6())];
+                let prefix = if of.is_ipv4() { 24 } else { 64 };
+                netlink::add_route(&handle, network(*of), prefix, Via::Gateway(router)).await?;
+            }
+            Ok(())
+        })?;
+        let pod = Host { name: "pod".to_owned(), netns: grown.netns.clone(), addresses, ..near };
+        Ok(Self { pod, _grown: grown })
     }
 }
 

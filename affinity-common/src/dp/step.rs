@@ -33,14 +33,14 @@ pub fn hand_over_for<P: Packet>(packet: &mut P, stage: Stage, reason: Reason) ->
     Step::HandsOver(stage)
 }
 
-/// Hands a packet over to the same program once more, and tells it how many times it had it.
+/// Hands a packet over to a program that goes on in rounds, which does so to itself, and tells it which one is next.
 #[inline(always)]
 pub fn hand_over_again<P: Packet>(packet: &mut P, stage: Stage, round: u32) -> Step {
     packet.leave_note(round);
     Step::HandsOver(stage)
 }
 
-/// How many times the program had the packet: see [`hand_over_again`].
+/// Which round it is, from 0 on: see [`hand_over_again`].
 #[inline(always)]
 pub fn round<P: Packet>(packet: &P) -> u32 {
     packet.note()

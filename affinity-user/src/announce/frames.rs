@@ -24,10 +24,11 @@ pub fn unasked(address: IpAddr, mac: [u8; 6]) -> Vec<Vec<u8>> {
     }
 }
 
-/// The link-layer group of those who are asked for an address: `33:33:ff` and its last three bytes.
+/// The link-layer group of those who are asked for an address: `33:33` and the last four bytes of [`solicited_node_address`]
+/// (RFC 2464, section 7).
 pub fn solicited_node_group(address: Ipv6Addr) -> [u8; 6] {
-    let [.., a, b, c] = address.octets();
-    [0x33, 0x33, 0xff, a, b, c]
+    let [.., a, b, c, d] = solicited_node_address(address).octets();
+    [0x33, 0x33, a, b, c, d]
 }
 
 /// The multicast group of those who are asked for an address: `ff02::1:ff00:0` and its last three bytes.

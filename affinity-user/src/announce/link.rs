@@ -45,17 +45,8 @@ impl Link {
     /// # Errors
     /// That of the first one which it can't join or leave; it is in the others as it should be.
     pub fn set_groups(&mut self, groups: &BTreeSet<[u8; 6]>) -> io::Result<()> {
-        let mut result = Ok(());
-        let changes: Vec<[u8; 6]> = self.groups.symmetric_difference(groups).copied().collect();
-        for group in changes {
-            let joins = groups.contains(&group);
-            match packet::set_member(self.socket.as_fd(), self.ifindex, group, joins) {
-                Ok(()) if joins => drop(self.groups.insert(group)),
-                Ok(()) => drop(self.groups.remove(&group)),
-                Err(error) => result = result.and(Err(error)),
-            }
-        }
-        result
+        let (socket, ifindex) = (self.socket.as_fd(), self.ifindex);
+        settle(&mut self.groups, groups, |group, joins| packet::set_member(socket, ifindex, group, joins))
     }
 
     /// Is a member of these multicast groups, and of no others, from now on, which the kernel tells by MLD (RFC 3810): a switch
@@ -64,29 +55,35 @@ impl Link {
     /// # Errors
     /// That of the first one which it can't join or leave; of the others it is a member as it should be.
     pub fn set_member_of(&mut self, groups: &BTreeSet<Ipv6Addr>) -> io::Result<()> {
-        let changes: Vec<Ipv6Addr> = self.member_of.symmetric_difference(groups).copied().collect();
-        if changes.is_empty() {
+        if self.member_of == *groups {
             return Ok(());
         }
         let member = match self.member.take() {
             Some(member) => member,
             None => Socket::new(Domain::IPV6, Type::DGRAM, None)?,
         };
-        let mut result = Ok(());
-        for group in changes {
-            let joins = groups.contains(&group);
-            let done = if joins {
-                member.join_multicast_v6(&group, self.ifindex)
-            } else {
-                member.leave_multicast_v6(&group, self.ifindex)
-            };
-            match done {
-                Ok(()) if joins => drop(self.member_of.insert(group)),
-                Ok(()) => drop(self.member_of.remove(&group)),
-                Err(error) => result = result.and(Err(error)),
-            }
-        }
-        self.member = Some(member);
-        result
+        let ifindex = self.ifindex;
+        let member = self.member.insert(member);
+        settle(&mut self.member_of, groups, |group, joins| {
+            if joins { member.join_multicast_v6(&group, ifindex) } else { member.leave_multicast_v6(&group, ifindex) }
+        })
     }
+}
+
+/// Has what is joined be what is wanted, as far as it can be; returns the first error.
+fn settle<T: Ord + Copy>(
+    joined: &mut BTreeSet<T>,
+    wanted: &BTreeSet<T>,
+    mut set: impl FnMut(T, bool) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut result = Ok(());
+    for one in joined.symmetric_difference(wanted).copied().collect::<Vec<T>>() {
+        let joins = wanted.contains(&one);
+        match set(one, joins) {
+            Ok(()) if joins => drop(joined.insert(one)),
+            Ok(()) => drop(joined.remove(&one)),
+            Err(error) => result = result.and(Err(error)),
+        }
+    }
+    result
 }

@@ -244,7 +244,5 @@ fn a_megabyte_passes_a_narrow_link_on_either_side() -> Result<()> {
 
 /// How many packets became of this reason, in all programs.
 fn counted(site: &Site, reason: &str) -> Result<u64> {
-    let status = site.daemon.cli().json(&["status"])?;
-    let rows = status["counters"].as_array().context("no counters")?;
-    Ok(rows.iter().filter(|row| row["reason"] == reason).filter_map(|row| row["packets"].as_u64()).sum())
+    site.daemon.cli().counted(|row| row.reason == reason)
 }

@@ -75,10 +75,7 @@ fn spread(site: &Site) -> Result<()> {
 
 /// How many connections of clients a node has given a pod.
 fn given(daemon: &Daemon) -> Result<u64> {
-    let status = daemon.cli().json(&["status"])?;
-    let rows = status["counters"].as_array().context("no counters")?;
-    let given = rows.iter().filter(|row| row["reason"].as_str().is_some_and(|reason| reason.starts_with("affinity-")));
-    Ok(given.filter_map(|row| row["packets"].as_u64()).sum())
+    daemon.cli().counted(|row| row.reason.starts_with("affinity-"))
 }
 
 /// Both nodes choose alike, though nothing is shared: the hash of client and service is the same.

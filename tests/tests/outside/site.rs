@@ -7,12 +7,13 @@ use std::time::Duration;
 use affinity_common::abi::announced::{Announced, AnnouncedKey};
 use affinity_common::family::{Family as _, V4, V6};
 use affinity_common::types::Nanos;
+use affinity_tests::branch::{Branch, Grown};
 use affinity_tests::daemon::{Daemon, DaemonOptions, PIN_DIR, SourceDir};
 use affinity_tests::netlink::{self, Via};
 use affinity_tests::netns::Netns;
 use affinity_tests::objects::{Document, Endpoint, ServiceObject, SliceObject};
 use affinity_tests::privilege::require_root;
-use affinity_tests::topology::{ETH0, Families, Host, Lab, LabOptions, NODE_IP, join};
+use affinity_tests::topology::{ETH0, Families, Host, Lab, LabOptions, NODE_IP};
 use affinity_tests::traffic::{Answer, Backend, ClientOptions, http_get};
 use affinity_user::tables::bpf;
 use anyhow::{Context as _, Result};
@@ -182,59 +183,6 @@ pub fn home(outside: &Netns, addresses: u16, mtu: u32) -> Result<Grown> {
     Ok(grown)
 }
 
-/// What a [`Branch`] has become: it is there as long as this is.
-pub struct Grown {
-    pub netns: Netns,
-    _router: Netns,
-}
-
-/// A machine that is two links away from the one outside: neither end of the first, which may be a narrow one, is its own.
-struct Branch {
-    name: &'static str,
-    /// The router's end of the first link, and that of the router between.
-    link: [(&'static str, &'static str); 2],
-    /// That one's end of the second link, and the machine's.
-    net: [(&'static str, &'static str); 2],
-}
-
-impl Branch {
-    fn grow(&self, outside: &Netns, mtu: u32) -> Result<Grown> {
-        let Self { name, link, net } = *self;
-        let (between, netns) = (Netns::new(&format!("{name}-router"))?, Netns::new(name)?);
-        for netns in [&between, &netns] {
-            netns.set_sysctls(&[
-                ("net.ipv6.conf.all.accept_dad", "0"),
-                ("net.ipv6.conf.default.accept_dad", "0"),
-                ("net.ipv4.ip_forward", "1"),
-                ("net.ipv6.conf.all.forwarding", "1"),
-            ])?;
-        }
-        join((outside, name), (&between, "up"), mtu)?;
-        join((&between, "down"), (&netns, ETH0), 1_500)?;
-        for (family, (prefix, any)) in [(24, "0.0.0.0"), (64, "::")].into_iter().enumerate() {
-            let ((upper, lower), (gateway, own)) = (link[family], net[family]);
-            outside.netlink(async |handle| {
-                let index = netlink::link(&handle, name).await?.index;
-                netlink::add_address(&handle, index, ip(upper), prefix).await?;
-                netlink::add_route(&handle, network(ip(own)), prefix, Via::Gateway(ip(lower))).await
-            })?;
-            between.netlink(async |handle| {
-                let up = netlink::link(&handle, "up").await?.index;
-                let down = netlink::link(&handle, "down").await?.index;
-                netlink::add_address(&handle, up, ip(lower), prefix).await?;
-                netlink::add_address(&handle, down, ip(gateway), prefix).await?;
-                netlink::add_route(&handle, ip(any), 0, Via::Gateway(ip(upper))).await
-            })?;
-            netns.netlink(async |handle| {
-                let eth0 = netlink::link(&handle, ETH0).await?.index;
-                netlink::add_address(&handle, eth0, ip(own), prefix).await?;
-                netlink::add_route(&handle, ip(any), 0, Via::Gateway(ip(gateway))).await
-            })?;
-        }
-        Ok(Grown { netns, _router: between })
-    }
-}
-
 /// An address of [`home`], by its number.
 pub fn at_home(family: usize, number: u16) -> IpAddr {
     match ip(HOME[family].1) {
@@ -283,14 +231,6 @@ fn far(lab: &Lab, mtu: u32) -> Result<(Host, Grown)> {
         ..lab.outside.clone()
     };
     Ok((host, grown))
-}
-
-/// The network of an address: of 24 bits, or of 64.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(ip) => IpAddr::V4((ip.to_bits() & !0xff).into()),
-        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
-    }
 }
 
 fn node(name: &str, addresses: [String; 2]) -> Node {

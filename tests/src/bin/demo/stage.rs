@@ -11,7 +11,6 @@ use affinity_tests::topology::{ETH0, Families, Host, Lab, LabOptions};
 use affinity_tests::traffic::{Backend, ClientOptions, http_get};
 use affinity_tests::view::SessionRow;
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::manifests::{self, NODE, Outside, SPREAD, STICKY};
@@ -218,12 +217,10 @@ impl Stage {
 
     /// How many connections of clients were given a pod, by their packets and by their sockets.
     pub fn connections(&self) -> Result<[u64; 2]> {
-        let status = self.daemon.cli().json(&["status"])?;
-        let rows = status.get("counters").and_then(Value::as_array).context("no counters")?;
+        let rows = self.daemon.cli().counters()?;
         let given = |program: &str| {
-            let of = rows.iter().filter(|row| row["program"] == program);
-            let chosen = of.filter(|row| row["reason"].as_str().is_some_and(|reason| reason.starts_with("affinity-")));
-            chosen.filter_map(|row| row["packets"].as_u64()).sum()
+            let of = rows.iter().filter(|row| row.program == program && row.reason.starts_with("affinity-"));
+            of.map(|row| row.packets).sum()
         };
         Ok([given("ingress"), given("connect")])
     }
