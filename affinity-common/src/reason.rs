@@ -163,10 +163,14 @@ reasons! {
     Snat = "snat",
     /// The answer to such a packet: to the client again.
     SnatReply = "snat-reply",
-    /// From outside to a backend elsewhere, to which the node has no port left.
+    /// From outside to a backend elsewhere, to which the node has no port left: refused by a TCP reset or an ICMP port
+    /// unreachable.
     SnatExhausted = "snat-exhausted",
     /// Who has a service's address was asked for, which this node announces: answered.
     Announced = "announced",
+    /// From outside to a backend elsewhere, to which the node has no port left, and the packet gets no answer: a fragment, a
+    /// reset, or one with IP options.
+    SnatExhaustedDropped = "snat-exhausted-dropped",
 }
 
 impl Reason {
@@ -198,14 +202,16 @@ impl Reason {
             | Self::Closed
             | Self::Snat
             | Self::SnatReply => Verdict::Pass,
-            Self::NoBackend | Self::NoSuchPort | Self::Hairpin | Self::Announced => Verdict::SendBack,
+            Self::NoBackend | Self::NoSuchPort | Self::Hairpin | Self::SnatExhausted | Self::Announced => {
+                Verdict::SendBack
+            }
             Self::NoBackendDropped
             | Self::NoSuchPortDropped
             | Self::FragmentAlone
             | Self::BackendGone
             | Self::NoLocalBackend
             | Self::NotAllowed
-            | Self::SnatExhausted
+            | Self::SnatExhaustedDropped
             | Self::Collision
             | Self::ConntrackRefused
             | Self::RewriteFailed => Verdict::Drop,

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 
 use affinity_common::abi::announced::{Announced, AnnouncedKey};
 use affinity_common::abi::backends::{BY_SCOPE, Backend, ELIGIBLE, ELIGIBLE_LOCAL};
-use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
+use affinity_common::abi::conntrack::{Conntrack, ConntrackKey, OPENED, REPLIED};
 use affinity_common::abi::frontends::{Frontend, HAS_RANGES, KIND, LOCAL, NODE_PORT, OTHERS, PARTS_OUTSIDERS};
 use affinity_common::abi::source_ranges::RangeKey;
+use affinity_common::abi::tail_calls::Stage;
 use affinity_common::abi::uplinks::Uplink;
 use affinity_common::dp::snat::{FIRST_PORT, PORTS, is_of_range};
 use affinity_common::dp::{Env as _, neighbour, parse};
@@ -24,6 +25,7 @@ use world::{End, Service, State, World, backend_of};
 const SYN: u8 = parse::SYN;
 const ACK: u8 = parse::ACK;
 const FIN: u8 = parse::FIN;
+const RST: u8 = parse::RST;
 /// The interface that leads outside, and to other nodes.
 const UPLINK: u32 = 2;
 /// The interface of a pod.
@@ -190,6 +192,66 @@ fn nearly_all_ports_are_used_before_one_is_refused_and_no_flow_is_wrong<F: Wire>
     assert!(ports.keys().all(|port| *port >= FIRST_PORT && *port < FIRST_PORT + PORTS));
     for (port, client) in ports.iter().step_by(997) {
         answer(&world, 2, *client, 0, (NODE, *port), SYN | ACK);
+    }
+}
+
+/// Gives every port towards a backend of a service to somebody else.
+fn fill<F: Wire>(world: &World<F>, service: usize, place: usize) {
+    let (to, to_port) = Service::address(place);
+    let (seen, last_seen) = (OPENED | REPLIED, world.env.now().ticks());
+    let (addr, port) = (F::addr([198, 51, 100, 1]), Port::new(40_000));
+    let held = Conntrack { addr, port, client_port: port, seen, last_seen, ..Conntrack::default() };
+    for port in FIRST_PORT..FIRST_PORT + PORTS {
+        let (port, to_port) = (Port::new(port), Port::new(to_port));
+        let key = ConntrackKey::snat_reply(F::addr(NODE), port, F::addr(to), to_port, world.services[service].proto);
+        world.env.conntrack_replace(&key, &held).expect("room");
+    }
+}
+
+/// As by a service that has no backend at all.
+fn who_there_is_no_port_for_is_told_so_by_the_address_that_was_asked<F: Wire>() {
+    for service in 0..3 {
+        let world = world::<F>(200_000);
+        let mut empty = self::world::<F>(1_000);
+        empty.services[service].backends.fill(State::Gone);
+        empty.program(service);
+        let segment = world.services[service].segment(CLIENT, SYN);
+        let (_, sent) = through(&world, Program::Ingress, UPLINK, &segment);
+        let place = backend_of::<F>(&sent).expect("a backend");
+        fill(&world, service, place);
+        let onward = Segment { dst: Service::address(place), ..segment.clone() };
+        let (reason, sent) = through(&world, Program::Egress, UPLINK, &onward);
+        assert_eq!(reason, Reason::SnatExhausted);
+        assert_eq!(through(&empty, Program::Ingress, UPLINK, &segment), (Reason::NoBackend, sent.clone()));
+        let ends = [source::<F>(&sent), destination::<F>(&sent)].map(|end| end.map(|(address, _)| address));
+        assert_eq!(ends, [Some(segment.dst.0), Some(CLIENT.0)]);
+        // One whose port was another one on its way here has it again.
+        let key = ConntrackKey::reverse(
+            F::addr(CLIENT.0),
+            Port::new(CLIENT.1),
+            F::addr(onward.dst.0),
+            Port::new(onward.dst.1),
+            onward.proto,
+        );
+        let held = world.env.peek_conntrack(&key).expect("an entry");
+        let moved = ConntrackKey { client_port: Port::new(50_000), ..key };
+        world.env.conntrack_replace(&moved, &held).expect("room");
+        let moved = Segment { src: (CLIENT.0, 50_000), ..onward.clone() };
+        assert_eq!(through(&world, Program::Egress, UPLINK, &moved), (Reason::SnatExhausted, sent));
+        // What gets no answer, and what is none of ours.
+        let large = Segment { payload: vec![1; 40], ..onward.clone() };
+        let part = large.carry::<F>(Some(Part { id: 7, eights: 0, more: true }), &large.upper::<F>()[..24]);
+        let reset = Segment { flags: RST, ..onward.clone() };
+        let is_tcp = onward.proto == Proto::TCP;
+        for asked in [part].into_iter().chain(is_tcp.then(|| reset.build::<F>())) {
+            let ended = frame(&world, Program::Egress, UPLINK, asked.clone());
+            assert_eq!(ended, (Reason::SnatExhaustedDropped, asked));
+        }
+        let others = Segment { src: (CLIENT.0, 50_001), ..onward };
+        let mut packet = FakePacket::new::<F>(&others, Offload::None);
+        packet.ifindex = UPLINK;
+        let reason = run_stage(&world.env, Stage::SnatRefuse, &mut packet);
+        assert_eq!((reason, packet.sent()), (Reason::SnatExhaustedDropped, others.build::<F>()));
     }
 }
 
@@ -457,6 +519,7 @@ in_both_families!(
     pods_and_what_is_masqueraded_already_leave_as_they_are,
     clients_are_kept_by_their_own_address_and_told_apart,
     nearly_all_ports_are_used_before_one_is_refused_and_no_flow_is_wrong,
+    who_there_is_no_port_for_is_told_so_by_the_address_that_was_asked,
     a_port_is_given_on_when_its_connection_is_over_and_what_comes_late_does_not_leave_by_it,
     what_was_evicted_is_made_again_on_the_same_port,
     errors_about_such_packets_reach_who_has_sent_them,
@@ -577,7 +640,7 @@ fn an_answer_to_nobody_goes_the_way_of_any_packet() {
     let world = world::<V4>(100);
     let segment = Segment::tcp(([10, 244, 0, 101], 8080), (NODE, 2_000), ACK);
     let mut packet = FakePacket::new::<V4>(&segment, Offload::None);
-    let reason = run_stage(&world.env, affinity_common::abi::tail_calls::Stage::SnatReply, &mut packet);
+    let reason = run_stage(&world.env, Stage::SnatReply, &mut packet);
     assert_eq!((reason, packet.sent()), (Reason::NotService, segment.build::<V4>()));
     assert_eq!(V4::NAME, "v4");
 }

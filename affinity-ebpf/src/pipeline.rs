@@ -6,7 +6,11 @@ use affinity_common::{
     family::{Family, V4, V6},
     reason::{Program, Reason, Verdict},
 };
-use aya_ebpf::{bindings::TC_ACT_SHOT, helpers::generated::bpf_redirect, programs::TcContext};
+use aya_ebpf::{
+    bindings::TC_ACT_SHOT,
+    helpers::generated::{bpf_redirect, bpf_redirect_neigh},
+    programs::TcContext,
+};
 use aya_log_ebpf::debug;
 
 use crate::{
@@ -74,16 +78,21 @@ fn end(ctx: &TcContext, program: Program, step: Step) -> i32 {
     match reason.verdict() {
         Verdict::Pass => NEXT,
         Verdict::Drop => TC_ACT_SHOT,
-        Verdict::SendBack => send_back(ctx),
+        Verdict::SendBack => send_back(ctx, program),
     }
 }
 
 /// Sends the packet out by the interface that it has come by.
 #[inline(always)]
-fn send_back(ctx: &TcContext) -> i32 {
-    // SAFETY: a field of the context.
-    let interface = unsafe { (*ctx.skb.skb).ifindex };
-    // SAFETY: takes two numbers.
-    let verdict = unsafe { bpf_redirect(interface, 0) };
+fn send_back(ctx: &TcContext, program: Program) -> i32 {
+    let skb = ctx.skb.skb;
+    let verdict = if program == Program::Egress {
+        // SAFETY: a field of the context; the helper takes no next hop of ours. The frame has the addresses of the interface that
+        // it was about to leave by.
+        unsafe { bpf_redirect_neigh((*skb).ingress_ifindex, core::ptr::null_mut(), 0, 0) }
+    } else {
+        // SAFETY: a field of the context.
+        unsafe { bpf_redirect((*skb).ifindex, 0) }
+    };
     i32::try_from(verdict).unwrap_or(TC_ACT_SHOT)
 }

@@ -34,6 +34,8 @@ stages! {
     affinity_snat = Snat;
     /// The answers to those.
     affinity_snat_reply = SnatReply;
+    /// Those to which the node has no port left.
+    affinity_snat_refuse = SnatRefuse;
     /// Questions of ARP.
     affinity_arp = Arp;
 }

@@ -36,7 +36,7 @@ impl Stage {
             Self::Refuse | Self::Request | Self::FragmentIn | Self::IcmpIn | Self::SnatReply | Self::Arp => {
                 Program::Ingress
             }
-            Self::Reply | Self::FragmentOut | Self::IcmpOut | Self::Snat => Program::Egress,
+            Self::Reply | Self::FragmentOut | Self::IcmpOut | Self::Snat | Self::SnatRefuse => Program::Egress,
         }
     }
 }
@@ -60,6 +60,8 @@ stages! {
     Snat: "affinity_snat", or NotReply;
     /// The answer to such a packet.
     SnatReply: "affinity_snat_reply", or NotService;
+    /// From outside to a backend elsewhere to which the node has no port left: answered.
+    SnatRefuse: "affinity_snat_refuse", or SnatExhaustedDropped;
     /// A question of ARP.
     Arp: "affinity_arp", or NotIp;
 }

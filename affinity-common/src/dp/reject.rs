@@ -47,12 +47,17 @@ pub enum Answer {
     None,
 }
 
+/// Whether a packet that is refused gets an answer: nobody answers a reset, and behind options or extensions the hardware may
+/// be asked to compute a checksum that is none of the answer's.
+#[inline(always)]
+pub fn is_answered<F: Reject>(headers: &Headers<F>) -> bool {
+    headers.flags & RST == 0 && headers.l4 == headers.l3 + F::HEADER_LEN
+}
+
 /// Turns a packet that is refused into its answer.
 #[inline(always)]
 pub fn answer<F: Reject, P: Packet>(packet: &mut P, headers: &Headers<F>) -> Answer {
-    // Nobody answers a reset. Behind options or extensions the hardware may be asked to compute a checksum that is none of
-    // the answer's.
-    if headers.flags & RST != 0 || headers.l4 != headers.l3 + F::HEADER_LEN {
+    if !is_answered(headers) {
         return Answer::None;
     }
     let answered = if headers.is_tcp() { reset(packet, headers) } else { F::write_unreachable(packet, headers) };

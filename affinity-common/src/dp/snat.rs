@@ -11,7 +11,8 @@ use super::{
     ConntrackEntry, Env, Packet, address, conntrack,
     conntrack::{From, Role},
     hash,
-    parse::{Headers, Parse},
+    parse::{Headers, NoPorts, Parse},
+    reject::{self, Answer, Reject},
     rewrite::{End, Rewrite, translate},
     step::{self, Step},
     tc,
@@ -164,8 +165,7 @@ fn source<F: Family, E: Env<F>, P: Packet>(
     let Work { key, way, .. } = work;
     // Of no connection that this node has made, or of one of its own pods': nothing to do with it.
     *key = ConntrackKey::reverse(src, src_port, dst, dst_port, proto);
-    let of = env.conntrack(key).map(|entry| entry.load()).filter(Conntrack::is_from_outside);
-    let Some(of) = of else { return Err(Step::Ends(Reason::NotReply)) };
+    let Some(of) = outsiders(env, key) else { return Err(Step::Ends(Reason::NotReply)) };
     *way = of;
     (way.packets, way.last_seen, way.due) = (1, now.ticks(), now.ticks());
     let port = take(env, packet, key, way, headers, uplink, now)?;
@@ -174,6 +174,12 @@ fn source<F: Family, E: Env<F>, P: Packet>(
     // Where the map refuses, the next packet finds its port by the entry of the answers.
     let _ = env.conntrack_replace(key, way);
     Ok(port)
+}
+
+/// The entry of a connection from outside.
+#[inline(always)]
+fn outsiders<F: Family, E: Env<F>>(env: &E, key: &ConntrackKey<F>) -> Option<Conntrack<F>> {
+    env.conntrack(key).map(|entry| entry.load()).filter(Conntrack::is_from_outside)
 }
 
 /// Takes a port for a connection: its first one that is free, or its own already.
@@ -201,7 +207,29 @@ fn take<F: Family, E: Env<F>, P: Packet>(
     if round < ROUNDS {
         return Err(step::hand_over_again(packet, Stage::Snat, round + 1));
     }
-    Err(Step::Ends(Reason::SnatExhausted))
+    Err(step::hand_over(packet, Stage::SnatRefuse))
+}
+
+/// A packet that there is no port for: who has sent it is told so, by the address that was asked.
+#[inline(always)]
+pub fn refuse<F: Parse + Reject + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P) -> Step {
+    let mut headers = Headers::default();
+    match F::parse(packet, &mut headers) {
+        Ok(()) if reject::is_answered(&headers) => {}
+        Err(NoPorts::Ends(reason)) => return Step::Ends(reason),
+        Ok(()) | Err(NoPorts::Fragment | NoPorts::Icmp) => return Step::Ends(Reason::SnatExhaustedDropped),
+    }
+    let Headers { src, src_port, dst, dst_port, proto, .. } = headers;
+    let Some(of) = outsiders(env, &ConntrackKey::reverse(src, src_port, dst, dst_port, proto)) else {
+        return Step::Ends(Reason::SnatExhaustedDropped);
+    };
+    // An error quotes what its receiver has sent.
+    let shown = translate(packet, &mut headers, End::Destination, &of.addr, of.port)
+        .and_then(|()| translate(packet, &mut headers, End::Source, &src, of.client_port));
+    Step::Ends(match shown.map(|()| reject::answer(packet, &headers)) {
+        Ok(Answer::Made) => Reason::SnatExhausted,
+        Ok(Answer::None) | Err(_) => Reason::SnatExhaustedDropped,
+    })
 }
 
 /// Whether a connection has the port of an entry now, which is made for it where the port is free.

@@ -104,6 +104,7 @@ pub fn go_on<F: Icmp, E: Env<F>, P: Packet>(env: &E, packet: &mut P, stage: Stag
         Stage::IcmpOut => icmp::egress(env, packet),
         Stage::Snat => snat::egress(env, packet),
         Stage::SnatReply => snat::ingress(env, packet),
+        Stage::SnatRefuse => snat::refuse(env, packet),
         // Which is no frame of a family: see [`super::neighbour::arp`].
         Stage::Arp => Step::Ends(Reason::NotIp),
     }

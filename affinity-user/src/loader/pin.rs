@@ -14,10 +14,10 @@ const VERSIONS: &[(&str, u32)] = &[
 ];
 
 /// The version of `tail_calls`.
-const TAIL_CALLS: u32 = 5;
+const TAIL_CALLS: u32 = 6;
 
 /// Pins of earlier versions within this layout that nobody uses once the programs are replaced.
-pub const STALE: &[&str] = &["tail_calls-v4"];
+pub const STALE: &[&str] = &["tail_calls-v4", "tail_calls-v5"];
 
 /// The name of a map's pin: its own, and from its second version on that (`sockets_v4-v2`).
 pub fn name(spec: &MapSpec) -> String {

@@ -57,10 +57,10 @@ fn strict_checks_of_the_reverse_path_find_nothing() -> Result<()> {
 }
 
 /// Addresses of the two ends of the tunnel, as flannel gives them: the node's is what packets leave as.
-const ENDS: [[&str; 2]; 2] = [["10.244.0.0", "10.245.0.0"], ["fd00:10:244:ffff::1", "fd00:10:244:ffff::2"]];
+pub const ENDS: [[&str; 2]; 2] = [["10.244.0.0", "10.245.0.0"], ["fd00:10:244:ffff::1", "fd00:10:244:ffff::2"]];
 
 /// A VXLAN between the node and the machine before the pod elsewhere, and the way to that pod through it.
-fn tunnel(site: &Site) -> Result<()> {
+pub fn tunnel(site: &Site) -> Result<()> {
     const NAME: &str = "flannel.1";
     const PORT: u16 = 8_472;
     let v4 = |address| match address {

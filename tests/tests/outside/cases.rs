@@ -17,12 +17,12 @@ const CLIENTS: u16 = 24;
 const OVER: Duration = Duration::from_millis(1_200);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Proto {
+pub enum Proto {
     Tcp,
     Udp,
 }
 
-const PROTOS: [Proto; 2] = [Proto::Tcp, Proto::Udp];
+pub const PROTOS: [Proto; 2] = [Proto::Tcp, Proto::Udp];
 
 /// Asks on a connection, or by a socket, of its own.
 fn ask(netns: &Netns, proto: Proto, source: SocketAddr, frontend: SocketAddr) -> Result<Answer> {
@@ -118,7 +118,7 @@ fn kind(error: &anyhow::Error) -> Option<ErrorKind> {
     error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind)
 }
 
-fn is_refused(site: &Site, proto: Proto, frontend: SocketAddr) -> bool {
+pub fn is_refused(site: &Site, proto: Proto, frontend: SocketAddr) -> bool {
     let source = SocketAddr::new(site.lab.outside.addresses[usize::from(frontend.is_ipv6())], 0);
     // What is not in one piece has no answer.
     let asked = ask_with(&site.lab.outside.netns, proto, source, frontend, b"who");
@@ -243,6 +243,6 @@ fn a_megabyte_passes_a_narrow_link_on_either_side() -> Result<()> {
 }
 
 /// How many packets became of this reason, in all programs.
-fn counted(site: &Site, reason: &str) -> Result<u64> {
+pub fn counted(site: &Site, reason: &str) -> Result<u64> {
     site.daemon.cli().counted(|row| row.reason == reason)
 }

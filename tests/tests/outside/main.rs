@@ -4,4 +4,5 @@ mod beside;
 mod cases;
 mod frontends;
 mod nodes;
+mod ports;
 mod site;
