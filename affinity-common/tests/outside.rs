@@ -263,17 +263,23 @@ fn a_port_is_given_on_when_its_connection_is_over_and_what_comes_late_does_not_l
     // Another has the port, and is over.
     let other: End = ([192, 0, 2, 99], 41_000);
     let mut held: Conntrack<F> = world.env.peek_conntrack(&key).expect("an entry");
-    let own = ConntrackKey::snat(F::addr(CLIENT.0), Port::new(CLIENT.1), F::addr(to), Port::new(to_port), Proto::TCP);
     (held.addr, held.port, held.client_port) = (F::addr(other.0), Port::new(other.1), Port::new(other.1));
     held.seen = affinity_common::abi::conntrack::RESET;
     world.env.conntrack_replace(&key, &held).expect("room");
-    let others = ConntrackKey::snat(F::addr(other.0), Port::new(other.1), F::addr(to), Port::new(to_port), Proto::TCP);
-    let others_way = Conntrack { addr: F::addr(NODE), client_port: Port::new(seen.1), ..held };
-    world.env.conntrack_replace(&others, &others_way).expect("room");
-    world.env.evict_conntrack(&own);
+    let back = |client: End| {
+        ConntrackKey::reverse(F::addr(client.0), Port::new(client.1), F::addr(to), Port::new(to_port), Proto::TCP)
+    };
+    let others_way = world.env.peek_conntrack(&back(CLIENT)).expect("an entry");
+    assert_eq!(others_way.snat_port, Port::new(seen.1));
+    world.env.conntrack_replace(&back(other), &others_way).expect("room");
     assert_eq!(send(&world, 0, CLIENT, SYN), (place, seen));
-    assert_eq!(world.env.peek_conntrack(&others), None);
     answer(&world, 0, CLIENT, place, seen, SYN | ACK);
+    let late = Segment { src: other, dst: (to, to_port), ..world.services[0].segment(other, ACK) };
+    let (reason, sent) = through(&world, Program::Egress, UPLINK, &late);
+    let leaves_as = source::<F>(&sent).expect("a source");
+    assert_eq!((reason, leaves_as.0), (Reason::Snat, NODE));
+    assert_ne!(leaves_as.1, seen.1);
+    answer(&world, 0, CLIENT, place, seen, ACK);
 }
 
 fn what_was_evicted_is_made_again_on_the_same_port<F: Wire>() {
@@ -283,12 +289,14 @@ fn what_was_evicted_is_made_again_on_the_same_port<F: Wire>() {
         answer(&world, service, CLIENT, place, seen, SYN | ACK);
         let ((to, to_port), proto) = (Service::address(place), world.services[service].proto);
         let (to, to_port) = (F::addr(to), Port::new(to_port));
-        let snat = ConntrackKey::snat(F::addr(CLIENT.0), Port::new(CLIENT.1), to, to_port, proto);
+        let back = ConntrackKey::reverse(F::addr(CLIENT.0), Port::new(CLIENT.1), to, to_port, proto);
         let reply = ConntrackKey::snat_reply(F::addr(NODE), Port::new(seen.1), to, to_port, proto);
-        for evicted in [vec![snat], vec![reply], vec![snat, reply]] {
+        for evicted in [vec![back], vec![reply], vec![back, reply]] {
             for key in evicted {
                 world.env.evict_conntrack(&key);
             }
+            // The way back is looked after by the client's packets.
+            world.env.sleep(Nanos(2 * SECOND));
             assert_eq!(send(&world, service, CLIENT, ACK), (place, seen));
             answer(&world, service, CLIENT, place, seen, ACK);
         }
@@ -480,9 +488,9 @@ fn a_connection_that_is_over_leaves_its_entries_to_the_collector<F: Wire>() {
     send(&world, 0, CLIENT, ACK);
     let (to, to_port) = Service::address(place);
     let (to, to_port) = (F::addr(to), Port::new(to_port));
-    let snat = ConntrackKey::snat(F::addr(CLIENT.0), Port::new(CLIENT.1), to, to_port, Proto::TCP);
+    let back = ConntrackKey::reverse(F::addr(CLIENT.0), Port::new(CLIENT.1), to, to_port, Proto::TCP);
     let reply = ConntrackKey::snat_reply(F::addr(NODE), Port::new(seen.1), to, to_port, Proto::TCP);
-    for key in [snat, reply] {
+    for key in [back, reply] {
         assert!(world.env.peek_conntrack(&key).expect("an entry").is_over(), "{key:?}");
     }
 }
@@ -497,16 +505,16 @@ fn a_connection_on_the_ports_of_one_that_is_over_starts_anew<F: Wire>() {
         answer(&world, 0, CLIENT, place, seen, ACK | FIN);
         let (to, to_port) = Service::address(place);
         let (to, to_port) = (F::addr(to), Port::new(to_port));
-        let snat = ConntrackKey::snat(F::addr(CLIENT.0), Port::new(CLIENT.1), to, to_port, Proto::TCP);
+        let back = ConntrackKey::reverse(F::addr(CLIENT.0), Port::new(CLIENT.1), to, to_port, Proto::TCP);
         let reply = ConntrackKey::snat_reply(F::addr(NODE), Port::new(seen.1), to, to_port, Proto::TCP);
         if is_evicted {
-            world.env.evict_conntrack(&snat);
+            world.env.evict_conntrack(&back);
         }
         for (flags, back) in [(SYN, SYN | ACK), (ACK, ACK)] {
             assert_eq!(send(&world, 0, CLIENT, flags), (place, seen));
             answer(&world, 0, CLIENT, place, seen, back);
         }
-        for key in [snat, reply] {
+        for key in [back, reply] {
             assert!(!world.env.peek_conntrack(&key).expect("an entry").is_over(), "{key:?}");
         }
     }

@@ -26,7 +26,7 @@ use affinity_common::{
         sock::{SocketEntry, SocketEnv},
     },
     reason::{Program, Reason},
-    types::{BackendId, Nanos, Proto, Seconds, Ticks},
+    types::{BackendId, Nanos, Port, Proto, Seconds, Ticks},
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_AVAIL_DATA},
@@ -359,6 +359,12 @@ impl<F: Maps> ConntrackEntry<F> for InPlace<Conntrack<F>> {
     fn set_seen(&self, seen: u8) {
         // SAFETY: the element is live.
         put(unsafe { &raw mut (*self.0.as_ptr()).seen }, seen);
+    }
+
+    #[inline(always)]
+    fn set_snat_port(&self, port: Port) {
+        // SAFETY: the element is live.
+        put(unsafe { &raw mut (*self.0.as_ptr()).snat_port }.cast(), u16::from_ne_bytes(port.be));
     }
 }
 

@@ -87,12 +87,16 @@ fn end(ctx: &TcContext, program: Program, step: Step) -> i32 {
 fn send_back(ctx: &TcContext, program: Program) -> i32 {
     let skb = ctx.skb.skb;
     let verdict = if program == Program::Egress {
-        // SAFETY: a field of the context; the helper takes no next hop of ours. The frame has the addresses of the interface that
-        // it was about to leave by.
-        unsafe { bpf_redirect_neigh((*skb).ingress_ifindex, core::ptr::null_mut(), 0, 0) }
+        // SAFETY: a field of the context.
+        let interface = unsafe { (*skb).ingress_ifindex };
+        // The frame is addressed to who is behind the interface that it was about to leave by: the kernel finds its neighbour.
+        // SAFETY: takes numbers, and no next hop of ours.
+        unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) }
     } else {
         // SAFETY: a field of the context.
-        unsafe { bpf_redirect((*skb).ifindex, 0) }
+        let interface = unsafe { (*skb).ifindex };
+        // SAFETY: takes two numbers.
+        unsafe { bpf_redirect(interface, 0) }
     };
     i32::try_from(verdict).unwrap_or(TC_ACT_SHOT)
 }

@@ -326,11 +326,11 @@ mod tests {
         let backend = [10, 244, 1, 9];
         let ports = (Port::new(1), Port::new(8080));
         let reverse = ConntrackKey::<V4>::reverse([192, 0, 2, 1], ports.0, backend, ports.1, Proto::TCP);
-        let snat = ConntrackKey::<V4>::snat([192, 0, 2, 1], ports.0, backend, ports.1, Proto::TCP);
+        let answers = ConntrackKey::<V4>::snat_reply([172, 18, 0, 2], ports.0, backend, ports.1, Proto::TCP);
         for (key, entry) in [
             (key(1, Proto::TCP), Conntrack { addr: backend, ends: OUTSIDE, ..silent_for(1, REPLIED) }),
             (reverse, Conntrack { ends: OUTSIDE, ..silent_for(1, REPLIED) }),
-            (snat, Conntrack { ends: OUTSIDE, ..silent_for(1, REPLIED) }),
+            (answers, Conntrack { ends: OUTSIDE, ..silent_for(1, REPLIED) }),
         ] {
             let memory = MemoryTables::default();
             let (mut table, mut filter) = (memory.v4.conntrack.clone(), memory.snat_filter.clone());

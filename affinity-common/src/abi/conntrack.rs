@@ -21,7 +21,7 @@ pod! {
         pub peer_port: Port,
         /// The protocol.
         pub proto: Proto,
-        /// [`FORWARD`], [`REVERSE`], [`SNAT`] or [`SNAT_REPLY`].
+        /// [`FORWARD`], [`REVERSE`] or [`SNAT_REPLY`].
         pub direction: u8,
         /// Zero.
         pub zero: [u8; 2],
@@ -48,8 +48,9 @@ pod! {
         pub seen: u8,
         /// What else is to be known of its ends: [`BOTH_ENDS`], [`OUTSIDE`] or 0.
         pub ends: u8,
-        /// Zero.
-        pub zero: [u8; 2],
+        /// The node's own port that the client's packets leave by to a backend elsewhere, in the entry of the way back; 0 where
+        /// they have none (yet). It is theirs for as long as the entry of the answers to it ([`SNAT_REPLY`]) says so.
+        pub snat_port: Port,
         /// The address that this direction is translated to: the backend's forward, the frontend's in reverse.
         pub addr: F::Addr,
     }
@@ -59,12 +60,9 @@ pod! {
 pub const FORWARD: u8 = 0;
 /// [`ConntrackKey::direction`] of packets to the client.
 pub const REVERSE: u8 = 1;
-/// [`ConntrackKey::direction`] of packets from the client to a backend elsewhere, where they leave the node: their source
-/// becomes the node's own address, and a port of a range of its own, so that the answers come back here. The key is of the
-/// client and the backend.
-pub const SNAT: u8 = 2;
-/// [`ConntrackKey::direction`] of the answers to those, where they come in: their destination becomes the client again. The
-/// key's client is the node, by the address and port that the backend has seen.
+/// [`ConntrackKey::direction`] of the answers to packets that have left the node as its own, with its address and a port of a
+/// range of its own ([`Conntrack::snat_port`]), where they come in: their destination becomes the client again. The key's client
+/// is the node, by the address and port that the backend has seen.
 pub const SNAT_REPLY: u8 = 3;
 
 /// In [`Conntrack::ends`]: the client's end is translated too. It has another port where its own is taken by another
@@ -114,16 +112,17 @@ impl<F: Family> ConntrackKey<F> {
         (self.client_port, self.peer, self.peer_port, self.direction) = (client_port, backend, backend_port, REVERSE);
     }
 
-    /// The key of packets from a client that leave the node for a backend elsewhere: [`SNAT`].
-    #[inline(always)]
-    pub fn snat(client: F::Addr, client_port: Port, backend: F::Addr, backend_port: Port, proto: Proto) -> Self {
-        Self { direction: SNAT, ..Self::reverse(client, client_port, backend, backend_port, proto) }
-    }
-
-    /// The key of the answers to those, which are sent to the node's own address and port: [`SNAT_REPLY`].
+    /// The key of the answers to packets that have left as the node's own, by its address and port: [`SNAT_REPLY`].
     #[inline(always)]
     pub fn snat_reply(node: F::Addr, node_port: Port, backend: F::Addr, backend_port: Port, proto: Proto) -> Self {
         Self { direction: SNAT_REPLY, ..Self::reverse(node, node_port, backend, backend_port, proto) }
+    }
+
+    /// Makes it the key of the answers to what the same backend is sent as the node's own. In place, as the datapath's stack is
+    /// small.
+    #[inline(always)]
+    pub fn turn_snat_reply(&mut self, node: F::Addr, node_port: Port) {
+        (self.client, self.client_port, self.direction) = (node, node_port, SNAT_REPLY);
     }
 }
 

@@ -342,7 +342,7 @@ fn new_way<F: Family>(frontend: &Frontend, choice: &Choice<F>, headers: &Headers
         client_port: headers.src_port,
         seen: shown(headers, From::Client),
         ends: if headers.from_outside { OUTSIDE } else { 0 },
-        zero: [0; 2],
+        snat_port: Port::default(),
         addr: choice.backend.addr,
     }
 }

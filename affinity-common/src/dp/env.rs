@@ -18,7 +18,7 @@ use crate::{
         work::Work,
     },
     family::Family,
-    types::{BackendId, Nanos, Proto, Seconds, Ticks},
+    types::{BackendId, Nanos, Port, Proto, Seconds, Ticks},
 };
 
 /// Why a map took no new entry.
@@ -132,6 +132,8 @@ pub trait ConntrackEntry<F: Family> {
     fn set_due(&self, at: Ticks);
     /// Sets [`Conntrack::seen`].
     fn set_seen(&self, seen: u8);
+    /// Sets [`Conntrack::snat_port`].
+    fn set_snat_port(&self, port: Port);
 }
 
 /// How a transport checksum covers what changes.

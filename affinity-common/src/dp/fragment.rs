@@ -120,10 +120,11 @@ fn leaves<F: Parse + Rewrite, E: Env<F>, P: Packet>(
         note(env, headers, part, &ports);
         return step::hand_over(packet, Stage::Snat);
     }
-    let key = ConntrackKey::snat(src, ports.src_port, dst, ports.dst_port, proto);
-    let entry = env.conntrack(&key).filter(|_| env.uplink(packet.ifindex()).is_some());
-    let Some(entry) = entry else { return Step::Ends(Reason::Fragment) };
-    Step::Ends(match F::write_address(packet, headers.l3, End::Source, &src, &entry.load().addr) {
+    let key = ConntrackKey::reverse(src, ports.src_port, dst, ports.dst_port, proto);
+    let has_left = snat::port_of_connection(env, &key).is_some();
+    let uplink = snat::way_out(env, packet, headers).filter(|_| has_left);
+    let Some(uplink) = uplink else { return Step::Ends(Reason::Fragment) };
+    Step::Ends(match F::write_address(packet, headers.l3, End::Source, &src, &uplink.addr) {
         Ok(()) => Reason::Snat,
         Err(_) => Reason::RewriteFailed,
     })

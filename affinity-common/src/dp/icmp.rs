@@ -262,15 +262,15 @@ fn error_to_backend_elsewhere<F: Icmp, E: Env<F>, P: Packet>(
     quoted: &Headers<F>,
 ) -> Reason {
     let Headers { src, src_port, dst, dst_port, proto, .. } = *quoted;
-    if !address::is_like_snat(env, &src) || env.uplink(packet.ifindex()).is_none() {
+    if !address::is_like_snat(env, &src) {
         return Reason::OtherProtocol;
     }
-    let Some(entry) = env.conntrack(&ConntrackKey::snat(dst, dst_port, src, src_port, proto)) else {
+    let Some(uplink) = env.uplink(packet.ifindex()) else { return Reason::OtherProtocol };
+    let Some(port) = snat::port_of_connection(env, &ConntrackKey::reverse(dst, dst_port, src, src_port, proto)) else {
         return Reason::OtherProtocol;
     };
-    let held = entry.load();
-    let done = rewrite_quote(packet, outer, len, quoted, (&src, src_port), (&held.addr, held.client_port))
-        .and_then(|()| rewrite_outer(packet, outer, End::Source, &outer.src, &held.addr));
+    let done = rewrite_quote(packet, outer, len, quoted, (&src, src_port), (&uplink.addr, port))
+        .and_then(|()| rewrite_outer(packet, outer, End::Source, &outer.src, &uplink.addr));
     outcome(done, Reason::IcmpError)
 }
 

@@ -4,8 +4,8 @@
 //! address.
 //!
 //! A port belongs to a client for a backend's address and port: whoever inserts the entry of its answers has it, and that entry
-//! says for how long. Whoever wants one tries ports in an order of the connection's own, so that an entry that was evicted is
-//! found, or made, again.
+//! says for how long. The connection's way back only remembers which one it is: each packet asks whether it is so still. Whoever
+//! wants one tries ports in an order of the connection's own, so that what was evicted is found, or made, again.
 
 use super::{
     ConntrackEntry, Env, Packet, address, conntrack,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     abi::{
-        conntrack::{Conntrack, ConntrackKey, OPENED, SNAT},
+        conntrack::{Conntrack, ConntrackKey, OPENED},
         frontends::FrontendKey,
         tail_calls::Stage,
         uplinks::Uplink,
@@ -66,8 +66,7 @@ pub fn leave<F: Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P, headers:
     let uplink = way_out(env, packet, headers)?;
     env.in_memory(headers);
     env.in_memory(&uplink);
-    let mut work = env.work()?;
-    let port = known::<F, E>(env, &mut work, headers, &uplink, env.now())?;
+    let port = known(env, headers, &uplink, env.now())?;
     Some(write_source(packet, headers, &uplink, port))
 }
 
@@ -97,7 +96,7 @@ pub fn egress<F: Parse + Rewrite, E: Env<F>, P: Packet>(env: &E, packet: &mut P)
 /// The uplink that a packet leaves by. To a pod's interface it goes as it is; what is the node's own already, or was made so by
 /// others, too.
 #[inline(always)]
-fn way_out<F: Family, E: Env<F>, P: Packet>(env: &E, packet: &P, headers: &Headers<F>) -> Option<Uplink<F>> {
+pub fn way_out<F: Family, E: Env<F>, P: Packet>(env: &E, packet: &P, headers: &Headers<F>) -> Option<Uplink<F>> {
     let uplink = env.uplink(packet.ifindex())?;
     if uplink.addr == F::Addr::default() || uplink.addr == headers.src {
         return None;
@@ -120,30 +119,25 @@ fn write_source<F: Rewrite, P: Packet>(
 
 /// The port that the packets of a connection leave by, where it has one.
 #[inline(always)]
-fn known<F: Family, E: Env<F>>(
-    env: &E,
-    work: &mut Work<F>,
-    headers: &Headers<F>,
-    uplink: &Uplink<F>,
-    now: Nanos,
-) -> Option<Port> {
+fn known<F: Family, E: Env<F>>(env: &E, headers: &Headers<F>, uplink: &Uplink<F>, now: Nanos) -> Option<Port> {
     let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
-    let Work { key, held, .. } = work;
-    *key = ConntrackKey::snat(src, src_port, dst, dst_port, proto);
-    let entry = env.conntrack(key)?;
-    *held = entry.load();
-    if held.addr != uplink.addr {
-        return None;
-    }
-    let port = held.client_port;
-    *key = ConntrackKey::snat_reply(uplink.addr, port, dst, dst_port, proto);
-    let reply = env.conntrack(key)?;
+    let mut key = ConntrackKey::reverse(src, src_port, dst, dst_port, proto);
+    let port = port_of_connection(env, &key)?;
+    key.turn_snat_reply(uplink.addr, port);
+    let reply = env.conntrack(&key)?;
     let owner = reply.load();
     if !owner.leads_to(&src, src_port) {
         return None;
     }
-    note(&entry, held, note(&reply, &owner, conntrack::shown(headers, From::Client), now), now);
+    note(&reply, &owner, conntrack::shown(headers, From::Client), now);
     Some(port)
+}
+
+/// The port that a connection from outside has, by the key of its way back, or had.
+#[inline(always)]
+pub fn port_of_connection<F: Family, E: Env<F>>(env: &E, key: &ConntrackKey<F>) -> Option<Port> {
+    let port = env.conntrack(key)?.load().snat_port;
+    (port != Port::default()).then_some(port)
 }
 
 /// The port that a packet leaves by.
@@ -158,28 +152,28 @@ fn source<F: Family, E: Env<F>, P: Packet>(
     let Headers { src, src_port, dst, dst_port, proto, .. } = *headers;
     let now = env.now();
     if step::round(packet) < FIRST_ROUND
-        && let Some(port) = known::<F, E>(env, work, headers, uplink, now)
+        && let Some(port) = known(env, headers, uplink, now)
     {
         return Ok(port);
     }
     let Work { key, way, .. } = work;
-    // Of no connection that this node has made, or of one of its own pods': nothing to do with it.
     *key = ConntrackKey::reverse(src, src_port, dst, dst_port, proto);
-    let Some(of) = outsiders(env, key) else { return Err(Step::Ends(Reason::NotReply)) };
+    // Of no connection that this node has made, or of one of its own pods': nothing to do with it.
+    let Some((entry, of)) = outsiders(env, key) else { return Err(Step::Ends(Reason::NotReply)) };
     *way = of;
     (way.packets, way.last_seen, way.due) = (1, now.ticks(), now.ticks());
     let port = take(env, packet, key, way, headers, uplink, now)?;
-    *key = ConntrackKey::snat(src, src_port, dst, dst_port, proto);
-    (way.addr, way.port, way.client_port) = (uplink.addr, dst_port, port);
-    // Where the map refuses, the next packet finds its port by the entry of the answers.
-    let _ = env.conntrack_replace(key, way);
+    // Where it is another connection's by now, that finds its own port again.
+    entry.set_snat_port(port);
     Ok(port)
 }
 
-/// The entry of a connection from outside.
+/// The way back of a connection from outside, and what it holds.
 #[inline(always)]
-fn outsiders<F: Family, E: Env<F>>(env: &E, key: &ConntrackKey<F>) -> Option<Conntrack<F>> {
-    env.conntrack(key).map(|entry| entry.load()).filter(Conntrack::is_from_outside)
+fn outsiders<F: Family, E: Env<F>>(env: &E, key: &ConntrackKey<F>) -> Option<(E::Conntrack, Conntrack<F>)> {
+    let entry = env.conntrack(key)?;
+    let held = entry.load();
+    held.is_from_outside().then_some((entry, held))
 }
 
 /// Takes a port for a connection: its first one that is free, or its own already.
@@ -220,7 +214,7 @@ pub fn refuse<F: Parse + Reject + Rewrite, E: Env<F>, P: Packet>(env: &E, packet
         Ok(()) | Err(NoPorts::Fragment | NoPorts::Icmp) => return Step::Ends(Reason::SnatExhaustedDropped),
     }
     let Headers { src, src_port, dst, dst_port, proto, .. } = headers;
-    let Some(of) = outsiders(env, &ConntrackKey::reverse(src, src_port, dst, dst_port, proto)) else {
+    let Some((_, of)) = outsiders(env, &ConntrackKey::reverse(src, src_port, dst, dst_port, proto)) else {
         return Step::Ends(Reason::SnatExhaustedDropped);
     };
     // An error quotes what its receiver has sent.
@@ -247,11 +241,7 @@ fn has_port<F: Family, E: Env<F>>(env: &E, key: &mut ConntrackKey<F>, way: &Conn
         if !conntrack::gives_way(env, &owner, key.proto, now, Role::First) {
             return false;
         }
-        // What may still come of the connection that had the port must not leave by it; and of two that want it one inserts.
-        let (node, node_port) = (key.client, key.client_port);
-        (key.client, key.client_port, key.direction) = (owner.addr, owner.port, SNAT);
-        env.conntrack_remove(key);
-        *key = ConntrackKey::snat_reply(node, node_port, key.peer, key.peer_port, key.proto);
+        // Of two that want it one inserts.
         env.conntrack_remove(key);
     }
     // A service may be reached by the node's address and that port.
@@ -273,10 +263,10 @@ fn port_of(hash: u32, attempt: u32) -> Port {
     Port::new(FIRST_PORT + at as u16)
 }
 
-/// Notes a packet in an entry; returns what is known of the connection then. One that is opened on the ports of one that is
+/// Notes a packet in the entry of the answers. One that is opened on the ports of one that is
 /// over starts anew: else its port would be given on while it lasts.
 #[inline(always)]
-fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: u8, now: Nanos) -> u8 {
+fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: u8, now: Nanos) {
     let now: Ticks = now.ticks();
     entry.count_packet();
     if held.last_seen != now {
@@ -287,7 +277,6 @@ fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: 
     if held.seen != seen {
         entry.set_seen(seen);
     }
-    seen
 }
 
 /// A packet that has come in, and looks like an answer to one that has left as the node's own: where it is one, it is the

@@ -29,7 +29,7 @@ use crate::{
         sock::{SocketEntry, SocketEnv},
     },
     family::Family,
-    types::{BackendId, Nanos, Proto, Seconds, Ticks},
+    types::{BackendId, Nanos, Port, Proto, Seconds, Ticks},
 };
 
 /// What another CPU does just before the next write to an affinity entry.
@@ -390,6 +390,10 @@ impl<F: Family> ConntrackEntry<F> for ConntrackHandle<F> {
 
     fn set_seen(&self, seen: u8) {
         self.change(|value| value.seen = seen);
+    }
+
+    fn set_snat_port(&self, port: Port) {
+        self.change(|value| value.snat_port = port);
     }
 }
 

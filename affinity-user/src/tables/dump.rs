@@ -13,7 +13,7 @@ use affinity_common::{
         backend_stats::BackendStats,
         backends::{Backend, BackendKey},
         config::Config,
-        conntrack::{Conntrack, ConntrackKey, FORWARD, SNAT, SNAT_REPLY},
+        conntrack::{Conntrack, ConntrackKey, FORWARD, SNAT_REPLY},
         counters::Counter,
         filter::FilterWord,
         fragments::{Fragments, FragmentsKey},
@@ -173,9 +173,8 @@ impl<F: Family> Key for AffinityKey<F> {
 impl<F: Family> Key for ConntrackKey<F> {
     fn text(&self) -> String {
         let (client, peer) = (socket::<F>(&self.client, self.client_port), socket::<F>(&self.peer, self.peer_port));
-        let is_there = self.direction == FORWARD || self.direction == SNAT;
-        let (from, to) = if is_there { (client, peer) } else { (peer, client) };
-        let snat = if self.direction == SNAT || self.direction == SNAT_REPLY { " snat" } else { "" };
+        let (from, to) = if self.direction == FORWARD { (client, peer) } else { (peer, client) };
+        let snat = if self.direction == SNAT_REPLY { " snat" } else { "" };
         format!("{from}->{to}/{}{snat}", self.proto)
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use affinity_common::abi::affinity::Affinity;
 use affinity_common::abi::backend_stats::BackendStats;
 use affinity_common::abi::backends::BackendKey;
-use affinity_common::abi::conntrack::{ConntrackKey, FORWARD, REVERSE, SNAT, SNAT_REPLY};
+use affinity_common::abi::conntrack::{ConntrackKey, FORWARD, SNAT_REPLY};
 use affinity_common::abi::counters::Counter;
 use affinity_common::abi::frontends::{Frontend, OUTSIDERS};
 use affinity_common::abi::lifetimes::Lifetimes;
@@ -269,12 +269,14 @@ fn connections_of<F: Family>(
     lifetimes: &Lifetimes,
     now: Nanos,
 ) -> Result<Vec<Connection>, TableError> {
-    let (snat, entries): (Vec<_>, Vec<_>) =
-        tables.conntrack.entries()?.into_iter().partition(|(key, _)| [SNAT, SNAT_REPLY].contains(&key.direction));
-    let seen_as: HashMap<_, _> = snat
+    let (answers, entries): (Vec<_>, Vec<_>) =
+        tables.conntrack.entries()?.into_iter().partition(|(key, _)| key.direction == SNAT_REPLY);
+    let seen_as: HashMap<_, _> = answers
         .into_iter()
-        .filter(|(key, _)| key.direction == SNAT)
-        .map(|(key, entry)| (ConntrackKey { direction: REVERSE, ..key }, (entry.addr, entry.client_port)))
+        .map(|(key, entry)| {
+            let of = ConntrackKey::reverse(entry.addr, entry.port, key.peer, key.peer_port, key.proto);
+            (of, (key.client, key.client_port))
+        })
         .collect();
     Ok(entries
         .into_iter()

@@ -93,10 +93,8 @@ fn keys<F: Family>(it: &Connection) -> Result<Vec<u8>> {
             ConntrackKey::<F>::forward(client, client_port, addr(it.frontend)?, port(it.frontend), it.proto),
             ConntrackKey::reverse(client, client_port, backend, backend_port, it.proto),
         ],
-        Some(node) => [
-            ConntrackKey::snat(client, client_port, backend, backend_port, it.proto),
-            ConntrackKey::snat_reply(addr(node)?, port(node), backend, backend_port, it.proto),
-        ],
+        // The way back, which remembers the port, is that of the packet's way in.
+        Some(node) => [ConntrackKey::snat_reply(addr(node)?, port(node), backend, backend_port, it.proto); 2],
     };
     let affinity = AffinityKey::<F>::new(client, it.service, 0);
     Ok([bytemuck::bytes_of(&there), bytemuck::bytes_of(&back), bytemuck::bytes_of(&affinity)].concat())
