@@ -15,7 +15,7 @@ use super::{pack, write};
 
 /// The commit. Its maps have the layout of this one, so that one can go back to it; whoever makes a new layout names a commit
 /// of that here.
-const COMMIT: &str = "f6aa28068f76ffc27232267da9077873935a5485";
+const COMMIT: &str = "cec69dde8eed4881c284636c8c2fe7030c0fd935";
 /// The image's name, as `tests/src/bin/cluster` has it.
 const NAME: &str = "localhost/affinity:earlier";
 

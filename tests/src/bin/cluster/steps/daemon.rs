@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::outside::Visitors;
 use super::{World, rest};
 use crate::lab::{NODES, SYSTEM, eventually, processes_of};
 use crate::suite::Figures;
@@ -45,7 +46,8 @@ pub fn restarts(world: &World<'_>) -> Result<Figures> {
     Ok(loaded.figures("10 restarts"))
 }
 
-/// An upgrade from an earlier commit's image to this one's, three times, and the way back in between.
+/// An upgrade from an earlier commit's image to this one's, three times, and the way back in between, while people outside ask,
+/// too.
 pub fn upgrades(world: &World<'_>) -> Result<Figures> {
     let times = 3;
     let image = std::path::absolute("target/image/earlier.tar")?;
@@ -55,6 +57,7 @@ pub fn upgrades(world: &World<'_>) -> Result<Figures> {
     }
     let done = roll(world, EARLIER).and_then(|()| {
         let load = world.start_all()?;
+        let visitors = Visitors::start(world.lab)?;
         rest(1);
         for time in 0..times {
             if time > 0 {
@@ -62,14 +65,16 @@ pub fn upgrades(world: &World<'_>) -> Result<Figures> {
             }
             roll(world, CURRENT)?;
         }
-        load.stop()
+        let visited = visitors.stop(world.lab, "while daemons were replaced")?;
+        Ok((load.stop()?, visited))
     });
     if done.is_err() {
         // The steps after this one are to be about this version.
         set_image(world, CURRENT)?;
     }
-    let loaded = done?;
+    let (mut loaded, visited) = done?;
     loaded.check(0)?;
+    loaded.web.add(visited);
     Ok(loaded.figures(&format!("{times} upgrades, other programs each time, and {} ways back", times - 1)))
 }
 

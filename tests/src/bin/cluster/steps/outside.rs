@@ -118,11 +118,61 @@ fn one_pod_each(clients: &[&Client], servers: &[SocketAddr], count: u64) -> Resu
     Ok(observed)
 }
 
+/// The service's manifests.
+const MANIFESTS: &str = "tests/cluster/outside";
+
+fn outsiders() -> Result<[Outsider; 2]> {
+    Ok([Outsider::new("client")?, Outsider::new("client2")?])
+}
+
+/// Waits until somebody has had an answer by each address.
+fn answered(client: &Client, servers: &[SocketAddr]) -> Result<()> {
+    for server in servers {
+        let answer = || Ok(client.ask(Question::Http, *server, 1)?.pod().map(drop));
+        eventually(&format!("an answer by {server}"), answer)?;
+    }
+    Ok(())
+}
+
+/// People outside who ask by each node's port without end, on connections of their own, on ones that they keep, and by
+/// datagrams.
+pub struct Visitors {
+    running: Vec<Running>,
+    _outsiders: [Outsider; 2],
+}
+
+impl Visitors {
+    pub fn start(lab: &Lab) -> Result<Self> {
+        lab.kubectl(&["apply", "-k", MANIFESTS])?;
+        let outsiders = outsiders()?;
+        let servers = Ways::of(lab)?.node_port;
+        answered(&outsiders[0].client, &servers)?;
+        let mut running = Vec::new();
+        for Outsider { client, .. } in &outsiders {
+            for server in &servers {
+                for question in [Question::Http, Question::KeptHttp, Question::Udp] {
+                    running.push(client.start(question, *server)?);
+                }
+            }
+        }
+        Ok(Self { running, _outsiders: outsiders })
+    }
+
+    /// Has them go; nobody has missed an answer, and nobody has moved.
+    pub fn stop(self, lab: &Lab, when: &str) -> Result<Observed> {
+        let observed = observe(self.running, when)?;
+        lab.kubectl(&["delete", "-k", MANIFESTS])?;
+        observed.none_failed().context("outside")?;
+        observed.moved_at_most(0).context("outside")?;
+        Ok(observed)
+    }
+}
+
 /// All of it, in the order in which a person would try it.
 pub fn story(world: &World<'_>) -> Result<Figures> {
     let lab = world.lab;
-    lab.kubectl(&["apply", "-k", "tests/cluster/outside"])?;
-    let outsiders = [Outsider::new("client")?, Outsider::new("client2")?];
+    lab.kubectl(&["apply", "-k", MANIFESTS])?;
+    let outsiders = outsiders()?;
     let clients = [&outsiders[0].client, &outsiders[1].client];
     let ways = Ways::of(lab)?;
     let mut story = Story { world, ways, clients, all: Observed::default(), lines: Vec::new() };
@@ -133,7 +183,7 @@ pub fn story(world: &World<'_>) -> Result<Figures> {
     story.source_ranges().context("with source ranges")?;
     story.node_drained().context("as a node was drained")?;
     story.local().context("with externalTrafficPolicy: Local")?;
-    lab.kubectl(&["delete", "-k", "tests/cluster/outside"])?;
+    lab.kubectl(&["delete", "-k", MANIFESTS])?;
     Ok(story.all.figures(&story.lines.join("; ")))
 }
 
@@ -177,11 +227,7 @@ impl<'a> Story<'a> {
     /// By both families, by the load balancer's addresses and by each node's port; and the cluster's own pods and nodes, too.
     fn one_pod_each(&mut self) -> Result<()> {
         let every: Vec<_> = [&self.ways.balancer[..], &self.ways.node_port].concat();
-        for server in &every {
-            eventually(&format!("an answer by {server}"), || {
-                Ok(self.clients[0].ask(Question::Http, *server, 1)?.pod().map(drop))
-            })?;
-        }
+        answered(self.clients[0], &every)?;
         let many = if self.world.short { FEW } else { MANY };
         self.all.add(one_pod_each(&self.clients, &self.ways.balancer, many)?);
         self.all.add(one_pod_each(&self.clients, &self.ways.node_port, FEW)?);
