@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
+use affinity_common::abi::conntrack::SNAT_REPLY;
 use affinity_common::family::Family;
 use affinity_common::types::ServiceId;
 
 use crate::tables::{FamilyTables, TableError, Tables};
 
-/// Takes out the conntrack entries of both directions for which `chosen` holds, by their client and service port; returns
+/// Takes out the conntrack entries of both directions, and those of answers that come to the node itself, for which `chosen` holds, by their client and service port; returns
 /// how many. What goes on of such a connection makes them anew, on the same backend where affinity or the hash still say
 /// so.
 ///
@@ -22,8 +23,11 @@ fn of_family<F: Family>(
     chosen: &impl Fn(IpAddr, ServiceId) -> bool,
 ) -> Result<usize, TableError> {
     let entries = tables.conntrack.entries()?.into_iter();
-    let keys: Vec<_> =
-        entries.filter(|(key, entry)| chosen(F::to_ip(&key.client), entry.service)).map(|(key, _)| key).collect();
+    let chosen = entries.filter(|(key, entry)| {
+        let client = if key.direction == SNAT_REPLY { &entry.addr } else { &key.client };
+        chosen(F::to_ip(client), entry.service)
+    });
+    let keys: Vec<_> = chosen.map(|(key, _)| key).collect();
     tables.conntrack.remove_all(&keys)
 }
 
@@ -50,8 +54,14 @@ mod tests {
         let key = ConntrackKey::<V6>::forward([1; 16], Port::new(1), [2; 16], Port::new(80), Proto::UDP);
         tables.v6.conntrack.insert(&key, &Conntrack { service: of(7), ..Conntrack::default() }).unwrap();
 
+        let node = [172, 18, 0, 2];
+        let key = ConntrackKey::<V4>::snat_reply(node, Port::new(2_000), [10, 244, 1, 9], Port::new(80), Proto::TCP);
+        let value = Conntrack { service: of(7), addr: [10, 0, 0, 1], ..Conntrack::default() };
+        tables.v4.conntrack.insert(&key, &value).unwrap();
+
+        assert_eq!(connections(&mut tables, |ip, _| ip == IpAddr::from(node)).unwrap(), 0);
         let client = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(connections(&mut tables, |ip, service| ip == client && service == of(7)).unwrap(), 1);
+        assert_eq!(connections(&mut tables, |ip, service| ip == client && service == of(7)).unwrap(), 2);
         assert_eq!(connections(&mut tables, |_, service| service == of(7)).unwrap(), 2);
         assert_eq!(connections(&mut tables, |_, _| true).unwrap(), 1);
         assert_eq!(connections(&mut tables, |_, _| true).unwrap(), 0);

@@ -263,8 +263,8 @@ fn port_of(hash: u32, attempt: u32) -> Port {
     Port::new(FIRST_PORT + at as u16)
 }
 
-/// Notes a packet in the entry of the answers. One that is opened on the ports of one that is
-/// over starts anew: else its port would be given on while it lasts.
+/// Notes a packet in the entry of the answers. A connection that is opened on the ports of one that is over starts anew: else its
+/// port would be given on while it lasts.
 #[inline(always)]
 fn note<F: Family, C: ConntrackEntry<F>>(entry: &C, held: &Conntrack<F>, shown: u8, now: Nanos) {
     let now: Ticks = now.ticks();

@@ -260,7 +260,9 @@ pub(super) fn flush(common: &Common, client: Option<IpAddr>, service: Option<&st
     if common.output == Output::Json {
         return print::json(&json!({"forgotten": forgotten}));
     }
-    line(format!("forgot {forgotten} entries: one a direction of each connection"))
+    line(format!(
+        "forgot {forgotten} entries: one a direction, and one more where the node's own address stands for the client"
+    ))
 }
 
 pub(super) fn monitor(common: &Common) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use affinity_common::abi::affinity::Affinity;
 use affinity_common::abi::backend_stats::BackendStats;
 use affinity_common::abi::backends::BackendKey;
-use affinity_common::abi::conntrack::{ConntrackKey, FORWARD, SNAT_REPLY};
+use affinity_common::abi::conntrack::{ConntrackKey, FORWARD, REVERSE, SNAT_REPLY};
 use affinity_common::abi::counters::Counter;
 use affinity_common::abi::frontends::{Frontend, OUTSIDERS};
 use affinity_common::abi::lifetimes::Lifetimes;
@@ -280,6 +280,8 @@ fn connections_of<F: Family>(
         .collect();
     Ok(entries
         .into_iter()
+        // What another version has left there is none of ours.
+        .filter(|(key, _)| [FORWARD, REVERSE].contains(&key.direction))
         .map(|(key, entry)| {
             let mut as_reverse = key;
             if key.direction == FORWARD {

@@ -56,12 +56,16 @@ fn those_who_are_new_are_refused(site: &Site, own: [IpAddr; 2]) -> Result<()> {
     for frontend in [0, 1].map(Site::frontends).concat() {
         let family = usize::from(frontend.is_ipv6());
         let mut connection = HttpConnection::open(netns, frontend, &options)?;
-        let tcp = connection.get()?.client.port();
+        let seen_as = connection.get()?.client;
+        let rows = site.daemon.cli().json(&["conntrack", "list"])?;
+        let told = rows.as_array().into_iter().flatten().filter(|row| row["seen_as"] == seen_as.to_string());
+        let told: Vec<_> = told.filter(|row| row["frontend"] == frontend.to_string()).collect();
+        assert_eq!(told.len(), 2, "{frontend}, seen as {seen_as}: {rows:#}");
         let socket = UdpClient::open(netns, frontend, &options)?;
         let udp = socket.ask(frontend, b"who")?.client.port();
         let pins = || bpf::open_pinned(Path::new(PIN_DIR));
         site.lab.node.mounts.enter(|| {
-            for (proto, kept) in [(Proto::TCP, tcp), (Proto::UDP, udp)] {
+            for (proto, kept) in [(Proto::TCP, seen_as.port()), (Proto::UDP, udp)] {
                 match family {
                     0 => fill::<V4>(&mut pins()?.v4.conntrack, own[0], far[0], proto, kept)?,
                     _ => fill::<V6>(&mut pins()?.v6.conntrack, own[1], far[1], proto, kept)?,
