@@ -13,7 +13,7 @@ pub struct Suite {
     only: Vec<String>,
     passed: usize,
     failed: Vec<String>,
-    left_out: usize,
+    left_out: Vec<String>,
     started: Instant,
     /// All requests of all steps in which none may fail.
     total: Seen,
@@ -23,7 +23,7 @@ impl Suite {
     /// A suite of these steps alone, or of all where none is named.
     pub fn new(only: &[String]) -> Self {
         let (only, started) = (only.to_vec(), Instant::now());
-        Self { only, passed: 0, failed: Vec::new(), left_out: 0, started, total: Seen::default() }
+        Self { only, passed: 0, failed: Vec::new(), left_out: Vec::new(), started, total: Seen::default() }
     }
 
     /// Whether a step is to be run, by its name or what that begins with.
@@ -34,7 +34,7 @@ impl Suite {
     /// Runs a step. One that fails does not keep the others from running.
     pub fn step(&mut self, name: &str, step: impl FnOnce() -> Result<Figures>) {
         if !self.wants(name) {
-            self.left_out += 1;
+            self.left_out.push(name.to_owned());
             return;
         }
         let started = Instant::now();
@@ -51,8 +51,12 @@ impl Suite {
         }
     }
 
-    /// Prints the summary; true where nothing failed.
+    /// Prints the summary; true where nothing failed, and something was run.
     pub fn finish(&self) -> bool {
+        if self.passed + self.failed.len() == 0 {
+            println!("no step is called {}; there are {}", self.only.join(" or "), self.left_out.join(", "));
+            return false;
+        }
         let Seen { requests, failed, .. } = self.total;
         println!("{requests} requests in the steps that held, {failed} of them failed");
         for name in &self.failed {
@@ -63,7 +67,7 @@ impl Suite {
             if self.failed.is_empty() { "ok" } else { "FAILED" },
             self.passed,
             self.failed.len(),
-            self.left_out,
+            self.left_out.len(),
             seconds(self.started.elapsed()),
         );
         self.failed.is_empty()
