@@ -143,15 +143,18 @@ impl Worker {
         let are_addresses = matches!(event, LinkEvent::Addresses(_));
         let actions = self.follower.follow(event);
         let has_acted = !actions.is_empty() || are_addresses;
-        // What comes by an uplink is to be known as such from its first packet on.
-        if has_acted && let Err(error) = self.settle_uplinks() {
+        let is_first = is_all && !self.seen_interfaces;
+        // What comes by an uplink is to be known as such from its first packet on. As long as interfaces are not known, the maps
+        // hold what the process before this one has known of them.
+        if (is_first || has_acted && self.seen_interfaces)
+            && let Err(error) = self.settle_uplinks()
+        {
             tracing::error!(%error, "uplinks are not known to the datapath: tried again when interfaces change");
         }
         for action in actions {
             // Those of a list have been there before, nobody knows since when.
             self.act(action, (!is_all).then_some(at));
         }
-        let is_first = is_all && !self.seen_interfaces;
         if is_first {
             self.seen_interfaces = true;
             // Left by an earlier process on interfaces that are gone, or are no clients' any more.

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use affinity_tests::topology::{Host, NODE_IP};
 use affinity_tests::traffic::{Backend, ClientOptions, HttpConnection, UdpClient, http_get};
@@ -153,6 +156,37 @@ fn clients_outside_do_not_notice_that_the_daemon_dies() -> Result<()> {
     ask(&site)?;
     site.daemon.terminate()?;
     ask(&site)
+}
+
+/// A daemon that starts knows neither the node's interfaces nor its addresses yet, and leaves what is known of them as it is.
+#[test]
+fn no_datagram_from_outside_is_lost_while_daemons_come_and_go() -> Result<()> {
+    let mut site = Site::new(Wanted { without_local_pod: true, ..Wanted::default() })?;
+    let (netns, over) = (&site.lab.outside.netns.clone(), &AtomicBool::new(false));
+    let options = &ClientOptions::default().within(SECOND);
+    let answered = thread::scope(|scope| {
+        let asking = [0, 1].map(|family| {
+            scope.spawn(move || -> Result<u32> {
+                let frontend = Site::frontends(family)[0];
+                let mut answered = 0;
+                while !over.load(Ordering::Relaxed) {
+                    UdpClient::open(netns, frontend, options)?.ask(frontend, b"who")?;
+                    answered += 1;
+                    // Each takes one of the node's ports for a while.
+                    thread::sleep(Duration::from_millis(2));
+                }
+                Ok(answered)
+            })
+        });
+        let restarted = (0..10).try_for_each(|_| site.daemon.kill().and_then(|_| site.daemon.resume()));
+        over.store(true, Ordering::Relaxed);
+        let answered = asking.map(|asking| asking.join().expect("a client"));
+        restarted.map(|()| answered)
+    })?;
+    for answered in answered {
+        assert!(answered? > 100);
+    }
+    Ok(())
 }
 
 /// Node ports take nothing else of the node: its other ports answer for themselves, and so does the node to a ping.

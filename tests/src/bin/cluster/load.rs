@@ -148,8 +148,9 @@ fn enter(like: u32) -> Result<()> {
 }
 
 /// Source ports of datagrams. The kernel's own choice is random, and soon one that was used a moment ago, by this load or by an
-/// earlier one: the same flow then, which stays where it was when its client moved.
-const PORTS: RangeInclusive<u16> = 10_000..=30_000;
+/// earlier one: the same flow then, which stays where it was when its client moved. By those below 30000 a node sends what
+/// comes from outside on to other nodes' pods, and nodes are among the clients.
+const PORTS: RangeInclusive<u16> = 40_000..=60_000;
 /// How long each of them is the next one of every load: all are used up after two minutes, which is longer than a flow lives
 /// that was asked and answered once.
 const TURN: Duration = Duration::from_millis(6);

@@ -134,8 +134,8 @@ fn answered(client: &Client, servers: &[SocketAddr]) -> Result<()> {
     Ok(())
 }
 
-/// People outside who ask by each node's port without end, on connections of their own, on ones that they keep, and by
-/// datagrams.
+/// People outside who ask by each node's port without end, on connections of their own, and on ones that they keep. (Not by
+/// datagrams, which nobody sends again: the version that is upgraded from forgets what its uplinks are for a moment as it starts.)
 pub struct Visitors {
     running: Vec<Running>,
     _outsiders: [Outsider; 2],
@@ -150,7 +150,7 @@ impl Visitors {
         let mut running = Vec::new();
         for Outsider { client, .. } in &outsiders {
             for server in &servers {
-                for question in [Question::Http, Question::KeptHttp, Question::Udp] {
+                for question in [Question::Http, Question::KeptHttp] {
                     running.push(client.start(question, *server)?);
                 }
             }
