@@ -351,7 +351,11 @@ impl<'a> Story<'a> {
             eventually("the second client is kept out", || Ok(is_kept_out("client2", *server).then_some(())))?;
         }
         self.all.add(one_pod_each(&self.clients[..1], &self.ways.balancer, FEW)?);
-        self.all.add(one_pod_each(&self.clients[1..], &self.ways.node_port, FEW)?);
+        // Who was on the pod that was deleted has a new one since, by each node: chosen when it asked there, of the pods of then.
+        let [first_v4, second_v4, first_v6, second_v6] = self.ways.node_port[..] else { bail!("four node ports") };
+        for node in [[first_v4, first_v6], [second_v4, second_v6]] {
+            self.all.add(one_pod_each(&self.clients[1..], &node, FEW)?);
+        }
         self.patch(r#""loadBalancerSourceRanges": null"#)
     }
 
