@@ -30,7 +30,7 @@ use affinity_common::{
     types::ServiceId,
 };
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::lpm_trie::Key,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
@@ -182,9 +182,9 @@ pub static DIRECT_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
 #[btf_map(name = "snat_filter")]
 pub static SNAT_FILTER: Array<FilterWord, { filter::SIZE }> = Array::new();
 
-/// Where choices are made.
+/// Where choices are made. User space writes whole runs of them by its own memory.
 #[btf_map(name = "slots")]
-pub static SLOTS: Array<Slot, { slots::DEFAULT_SIZE }> = Array::new();
+pub static SLOTS: Array<Slot, { slots::DEFAULT_SIZE }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// How often each backend was chosen.
 #[btf_map(name = "backend_stats")]

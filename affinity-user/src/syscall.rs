@@ -1,6 +1,7 @@
 //! What `bpf(2)` can do and aya has no way for: links of cgroups, a program run from any thread, many entries of a map by
 //! one call. And what sockets can do and `nix` has no way for.
 
+pub mod memory;
 pub mod packet;
 
 use std::ffi::CString;

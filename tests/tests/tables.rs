@@ -6,6 +6,7 @@ use std::time::Instant;
 use affinity_common::abi::affinity::{Affinity, AffinityKey};
 use affinity_common::abi::conntrack::{Conntrack, ConntrackKey};
 use affinity_common::abi::counters::Counter;
+use affinity_common::abi::filter::FilterWord;
 use affinity_common::abi::frontends::{Frontend, FrontendKey};
 use affinity_common::abi::slots::Slot;
 use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
@@ -274,6 +275,26 @@ fn entries_are_written_and_read_many_at_a_time() -> Result<()> {
         assert_eq!(tables.shared.slots.get_all(&[1023, 1024])?, [Some(slot(0)), None]);
         assert_eq!(tables.shared.slots.get_all(&[])?, []);
         assert_eq!(tables.shared.slots.insert_all(&[], &[]).0, 0);
+
+        // Many are written into the map's memory, here across pages; few, and one by one, by calls.
+        let keys: Vec<u32> = (490..1024).collect();
+        let slots: Vec<Slot> = keys.iter().map(|key| slot(key * 3)).collect();
+        assert_eq!(tables.shared.slots.insert_all(&keys, &slots), (keys.len(), Ok(())));
+        for key in [489, 490, 511, 512, 513, 1023] {
+            let expected = if key < 490 { 0 } else { key * 3 };
+            assert_eq!(tables.shared.slots.get(&key)?, Some(slot(expected)), "{key}");
+        }
+        let beyond: Vec<u32> = (1020..1060).collect();
+        let (count, done) = tables.shared.slots.insert_all(&beyond, &[slot(7); 40]);
+        assert_eq!((count, done), (4, Err(TableError::Full { map: "slots".into(), capacity: 1024 })));
+        assert_eq!(
+            tables.shared.slots.get_all(&(1019..1024).collect::<Vec<_>>())?,
+            [3057, 7, 7, 7, 7].map(|id| Some(slot(id)))
+        );
+        // A map whose memory is the kernel's alone, as slots of an earlier version are.
+        let (keys, words): (Vec<u32>, Vec<_>) = (100..200).map(|key| (key, FilterWord { bits: key.into() })).unzip();
+        assert_eq!(tables.shared.direct_filter.insert_all(&keys, &words), (100, Ok(())));
+        assert_eq!(tables.shared.direct_filter.get_all(&keys)?, words.into_iter().map(Some).collect::<Vec<_>>());
 
         let key = |port| FrontendKey::<V4>::new([10, 96, 0, 1], Port::new(port), Proto::TCP);
         let (count, done) = tables.v4.frontends.insert_all(&[1, 2, 3].map(key), &[Frontend::default(); 3]);

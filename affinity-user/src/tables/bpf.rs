@@ -18,12 +18,13 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
 };
+use aya_obj::generated::BPF_F_MMAPABLE;
 use nix::errno::Errno;
 use thiserror::Error;
 
 use super::{FamilyTables, Operation, Part, Position, SharedTables, Table, TableError, Tables};
 use crate::loader::pin;
-use crate::syscall;
+use crate::syscall::{self, memory::Elements};
 
 /// A map can't be used as a table.
 #[derive(Debug, Error)]
@@ -365,18 +366,45 @@ struct BpfArray<V: bytemuck::Pod> {
     name: &'static str,
     fd: OwnedFd,
     map: Array<MapData, Plain<V>>,
+    /// Whether its memory can be ours too. One that an earlier version has made can't.
+    is_mappable: bool,
 }
+
+/// From how many elements on an array's memory is mapped for them: below, a call of the kernel's that writes them takes less time
+/// than one that maps, and another one that unmaps.
+const MAPPED_FROM: usize = 32;
 
 impl<V: bytemuck::Pod> BpfArray<V> {
     fn open(spec: &MapSpec, source: impl FnOnce(&MapSpec) -> Result<Map, OpenError>) -> Result<Self, OpenError> {
         let map = source(spec)?;
         let fd = descriptor(spec, &map)?;
+        let is_mappable = match &map {
+            Map::Array(data) => data.info().map_err(|source| mismatch(spec, source))?.map_flags() & BPF_F_MMAPABLE != 0,
+            _ => false, // No array: aya says so next.
+        };
         let map = Array::try_from(map).map_err(|source| mismatch(spec, source))?;
-        Ok(Self { name: spec.name, fd, map })
+        Ok(Self { name: spec.name, fd, map, is_mappable })
     }
 
     fn refused(&self, op: Operation, error: MapError) -> TableError {
         refused(self.name, self.map.len() as usize, op, error)
+    }
+
+    /// The first of keys that are in a row, and all in the array.
+    fn row(&self, keys: &[u32]) -> Option<u32> {
+        let (first, last) = (*keys.first()?, *keys.last()?);
+        let in_a_row = keys.windows(2).all(|pair| pair[0].checked_add(1) == Some(pair[1]));
+        (in_a_row && last < self.map.len()).then_some(first)
+    }
+
+    /// The memory of keys that are in a row, where it is worth it.
+    fn elements(&self, keys: &[u32]) -> std::io::Result<Option<Elements<V>>> {
+        match self.row(keys) {
+            Some(first) if self.is_mappable && keys.len() >= MAPPED_FROM => {
+                Elements::map(self.fd.as_fd(), first, keys.len()).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 }
 
@@ -407,20 +435,27 @@ impl<V: bytemuck::Pod + Send> Table<u32, V> for BpfArray<V> {
     }
 
     fn insert_all(&mut self, keys: &[u32], values: &[V]) -> (usize, Result<(), TableError>) {
-        let (count, done) = syscall::update_batch(self.fd.as_fd(), keys, values);
+        let (count, done) = match self.elements(keys) {
+            Ok(Some(mut elements)) => {
+                elements.store(values);
+                (keys.len().min(values.len()), Ok(()))
+            }
+            Ok(None) => syscall::update_batch(self.fd.as_fd(), keys, values),
+            Err(error) => (0, Err(error)),
+        };
         (count, done.map_err(|error| self.refused(Operation::Insert, MapError::IoError(error))))
     }
 
-    /// Keys in a row are read by one call.
+    /// Keys in a row are read at once.
     fn get_all(&self, keys: &[u32]) -> Result<Vec<Option<V>>, TableError> {
-        let (Some(&first), Some(&last)) = (keys.first(), keys.last()) else { return Ok(Vec::new()) };
-        let in_a_row = keys.windows(2).all(|pair| pair[0].checked_add(1) == Some(pair[1])) && last < self.map.len();
-        if !in_a_row {
-            return keys.iter().map(|key| self.get(key)).collect();
+        let Some(first) = self.row(keys) else { return keys.iter().map(|key| self.get(key)).collect() };
+        let failed = |error| self.refused(Operation::Get, MapError::IoError(error));
+        if let Some(elements) = self.elements(keys).map_err(failed)? {
+            return Ok(elements.load().into_iter().map(Some).collect());
         }
         // The position is the key that was read last.
-        let part = part::<u32, V>(self.fd.as_fd(), first.checked_sub(1).map(Position), keys.len());
-        let (entries, _) = part.map_err(|error| self.refused(Operation::Get, MapError::IoError(error)))?;
+        let (entries, _) =
+            part::<u32, V>(self.fd.as_fd(), first.checked_sub(1).map(Position), keys.len()).map_err(failed)?;
         Ok(entries.into_iter().map(|(_, value)| Some(value)).collect())
     }
 

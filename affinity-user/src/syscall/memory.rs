@@ -1,0 +1,53 @@
+//! The memory of an array that was made with `BPF_F_MMAPABLE` (Linux 5.5): many values are written without a call for each.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
+
+use bytemuck::Pod;
+use memmap2::{MmapOptions, MmapRaw};
+
+/// What the kernel rounds an element's size up to (`array_map_alloc` of `kernel/bpf/arraymap.c`).
+const ALIGNMENT: usize = 8;
+
+/// The elements in a row of an array, where programs see them. They are mapped for as long as this lives, so that they count to
+/// the process's memory no longer than that.
+pub struct Elements<V> {
+    memory: MmapRaw,
+    count: usize,
+    values: PhantomData<V>,
+}
+
+impl<V: Pod> Elements<V> {
+    const STRIDE: usize = size_of::<V>().next_multiple_of(ALIGNMENT);
+    const ALIGNED: () = assert!(align_of::<V>() <= ALIGNMENT);
+
+    /// Maps elements of an array of `V`.
+    ///
+    /// # Errors
+    /// Where the array was not made for it, or ends before them.
+    pub fn map(array: BorrowedFd<'_>, first: u32, count: usize) -> io::Result<Self> {
+        let () = Self::ALIGNED;
+        let (offset, length) = (u64::from(first) * Self::STRIDE as u64, count * Self::STRIDE);
+        let memory = MmapOptions::new().offset(offset).len(length).map_raw(&array)?;
+        Ok(Self { memory, count, values: PhantomData })
+    }
+
+    /// Writes values from the first element on, as many as have room. A program that reads one meanwhile sees what was there
+    /// or what will be, where it is of at most a word.
+    pub fn store(&mut self, values: &[V]) {
+        for (index, value) in values.iter().take(self.count).enumerate() {
+            let element = self.memory.as_mut_ptr().wrapping_add(index * Self::STRIDE).cast::<V>();
+            // SAFETY: it is within what is mapped, and aligned, as elements are to eight bytes and `V` to no more; programs
+            // may read it meanwhile, so it is written as what others see.
+            unsafe { element.write_volatile(*value) };
+        }
+    }
+
+    /// The values of all elements.
+    pub fn load(&self) -> Vec<V> {
+        let element = |index| self.memory.as_ptr().wrapping_add(index * Self::STRIDE).cast::<V>();
+        // SAFETY: as above; any bytes are a `V`.
+        (0..self.count).map(|index| unsafe { element(index).read_volatile() }).collect()
+    }
+}
