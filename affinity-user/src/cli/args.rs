@@ -301,6 +301,9 @@ pub(super) struct RunArgs {
     /// How programs are attached
     #[arg(long, value_enum, default_value_t)]
     pub attach: Attach,
+    /// How the kernel waits, twice for each new interface, while programs are attached by TCX
+    #[arg(long, value_enum, default_value_t)]
+    pub grace_periods: Grace,
     /// Whether sockets are connected to backends at once, where they are, or all is left to packets
     #[arg(long, value_enum, default_value_t)]
     pub socket_lb: SocketLb,
@@ -375,6 +378,15 @@ pub(super) enum Attach {
     Tcx,
     /// By clsact alone
     Clsact,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Grace {
+    /// For 0.1 ms, by setting `/sys/kernel/rcu_expedited` for that moment, where it can be written
+    #[default]
+    Expedited,
+    /// As the machine is set to, by default for some 10 ms
+    AsSet,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -6,10 +6,10 @@ use affinity_common::abi::lifetimes::Lifetimes;
 use anyhow::{Context as _, Result, anyhow};
 use tracing_subscriber::EnvFilter;
 
-use super::args::{Attach, Common, DatapathLog, LogFormat, RunArgs, SocketLb, node_name, set_lifetime};
+use super::args::{Attach, Common, DatapathLog, Grace, LogFormat, RunArgs, SocketLb, node_name, set_lifetime};
 use crate::daemon::{self, Sockets, Source};
 use crate::lease::Timing;
-use crate::loader::attach::AttachMode;
+use crate::loader::attach::{AttachMode, GracePeriods};
 use crate::loader::{self, Sizes};
 use crate::server::Addresses;
 use crate::sockets::keeper;
@@ -53,6 +53,10 @@ pub(super) fn run(args: RunArgs, common: &Common) -> Result<()> {
                 Attach::Auto => AttachMode::Auto,
                 Attach::Tcx => AttachMode::Tcx,
                 Attach::Clsact => AttachMode::Clsact,
+            },
+            grace_periods: match args.grace_periods {
+                Grace::Expedited => GracePeriods::Expedited,
+                Grace::AsSet => GracePeriods::AsSet,
             },
             log_level: match args.datapath_log {
                 DatapathLog::Off => 0,

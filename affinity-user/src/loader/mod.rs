@@ -33,7 +33,7 @@ use crate::object::OBJECT;
 use maps::Pinned;
 use migrate::Migration;
 
-use attach::{AttachMode, Direction, Mode};
+use attach::{AttachMode, Direction, GracePeriods, Mode, Setting};
 use cgroup::CgroupAttachment;
 
 pub use cleanup::cleanup;
@@ -62,6 +62,8 @@ pub struct Options {
     pub sizes: Sizes,
     /// How it is attached.
     pub attach: AttachMode,
+    /// How the kernel waits meanwhile.
+    pub grace_periods: GracePeriods,
     /// The level of its own debug log: 0 compiles it out, 1 is errors alone, 4 is debug.
     pub log_level: u8,
     /// Whether a rejection by the verifier comes with its whole log.
@@ -74,6 +76,7 @@ impl Default for Options {
             pin_dir: PIN_DIR.into(),
             sizes: Sizes::default(),
             attach: AttachMode::Auto,
+            grace_periods: GracePeriods::AsSet,
             log_level: 0,
             verifier_log: false,
         }
@@ -96,6 +99,7 @@ pub struct Datapath {
     object: Ebpf,
     pin_dir: PathBuf,
     attach: AttachMode,
+    grace_periods: Setting,
     attached: BTreeMap<u32, Attachment>,
     cgroup: Option<CgroupAttachment>,
     verifier_log: bool,
@@ -143,6 +147,7 @@ impl Datapath {
             object,
             pin_dir: options.pin_dir.clone(),
             attach: options.attach,
+            grace_periods: Setting::new(options.grace_periods),
             attached: BTreeMap::new(),
             cgroup: None,
             verifier_log: options.verifier_log,
@@ -181,7 +186,8 @@ impl Datapath {
     /// # Errors
     /// Where the kernel refuses. An interface that has gone meanwhile is [`LoadError::is_gone`].
     pub fn attach(&mut self, ifindex: u32, name: &str) -> Result<Mode, LoadError> {
-        let mode = attach::attach(&mut self.object, &self.pin_dir, self.attach, ifindex, name)?;
+        let Self { object, pin_dir, grace_periods, .. } = self;
+        let mode = attach::attach(object, pin_dir, self.attach, grace_periods, ifindex, name)?;
         self.attached.insert(ifindex, Attachment { interface: name.to_owned(), ifindex, mode });
         Ok(mode)
     }

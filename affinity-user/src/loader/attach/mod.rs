@@ -1,6 +1,7 @@
 //! Programs on interfaces: by TCX where the kernel has it (6.6), by a filter of the clsact qdisc elsewhere.
 
 mod clsact;
+mod grace;
 mod qdisc;
 mod tcx;
 
@@ -13,6 +14,8 @@ use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
 use super::{Attachment, LoadError, links_dir};
+pub use grace::GracePeriods;
+pub(super) use grace::Setting;
 
 /// How programs are to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,12 +113,14 @@ pub(super) fn attach(
     object: &mut Ebpf,
     pin_dir: &Path,
     wanted: AttachMode,
+    grace: &Setting,
     ifindex: u32,
     name: &str,
 ) -> Result<Mode, LoadError> {
     let target = Target { ifindex, name };
     let links = links_dir(pin_dir);
-    let by_tcx = |object: &mut Ebpf| Direction::ALL.iter().try_for_each(|d| tcx::attach(object, &links, &target, *d));
+    let by_tcx =
+        |object: &mut Ebpf| Direction::ALL.iter().try_for_each(|d| tcx::attach(object, &links, &target, *d, grace));
     let by_clsact = |object: &mut Ebpf| Direction::ALL.iter().try_for_each(|d| clsact::attach(object, &target, *d));
     let mode = match wanted {
         AttachMode::Tcx => by_tcx(object).map(|()| Mode::Tcx),

@@ -8,7 +8,7 @@ use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 
-use super::{Direction, Mode, Target};
+use super::{Direction, Mode, Setting, Target};
 use crate::loader::{LoadError, program};
 
 /// The name of a link's pin.
@@ -34,6 +34,7 @@ pub(super) fn attach(
     links: &Path,
     target: &Target<'_>,
     direction: Direction,
+    grace: &Setting,
 ) -> Result<(), LoadError> {
     let path = Pin::path(links, target.ifindex, direction);
     let program = program(object, direction.program())?;
@@ -47,7 +48,10 @@ pub(super) fn attach(
     // Before the CNI's programs, which are to see what we have made of the packet.
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let failed = |error: &dyn std::error::Error| target.failed(direction, Mode::Tcx, error);
-    let id = program.attach_with_options(target.name, direction.hook(), order).map_err(|error| failed(&error))?;
+    let id = {
+        let _short = grace.expedite();
+        program.attach_with_options(target.name, direction.hook(), order).map_err(|error| failed(&error))?
+    };
     let link = program.take_link(id).map_err(|error| failed(&error))?;
     let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
     link.pin(&path).map_err(|error| failed(&error))?;
