@@ -45,6 +45,8 @@ pub struct DaemonOptions {
     pub cgroup: Option<PathBuf>,
     /// More arguments of `affinity run` (`--attach clsact`).
     pub arguments: Vec<String>,
+    /// The capabilities that it has of root's (`bpf`), as in a container; by default all.
+    pub capabilities: Option<Vec<String>>,
     /// More environment, such as the log's filter.
     pub environment: Vec<(String, String)>,
     /// The binary; by default what [`binary`] finds.
@@ -60,6 +62,7 @@ impl DaemonOptions {
             interfaces: vec!["cli*".to_owned(), "be*".to_owned()],
             cgroup: None,
             arguments: Vec::new(),
+            capabilities: None,
             environment: Vec::new(),
             binary: None,
         }
@@ -138,6 +141,9 @@ impl Daemon {
             None => command.args(["--socket-lb", "off"]),
         };
         command.args(&self.options.arguments);
+        if let Some(capabilities) = &self.options.capabilities {
+            command = bounded(&command, capabilities);
+        }
         command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         self.process = Some(Process::start(command, &self.cli.place, Some(&self.log_path()))?);
         Ok(())
@@ -276,6 +282,14 @@ impl Cli {
         command.args(arguments).arg("--pin-dir").arg(&self.pin_dir);
         command
     }
+}
+
+/// A command of root's that has no more than so many capabilities, nor gets them by what it starts.
+fn bounded(command: &Command, capabilities: &[String]) -> Command {
+    let set = capabilities.join(",+");
+    let mut bounded = Command::new("setpriv");
+    bounded.arg(format!("--bounding-set=-all,+{set}")).arg("--").arg(command.get_program()).args(command.get_args());
+    bounded
 }
 
 /// The `affinity` binary: what `AFFINITY_BIN` names, otherwise the release binary of this checkout.

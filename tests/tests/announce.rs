@@ -15,6 +15,7 @@ use affinity_user::announce::frames::{solicited_node_address, solicited_node_gro
 use affinity_user::tables::Table as _;
 use affinity_user::tables::memory::MemoryTables;
 use anyhow::{Context as _, Result};
+use caps::{CapSet, Capability};
 use nix::net::if_::if_nametoindex;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -74,6 +75,36 @@ fn neighbours_are_told_three_times_and_questions_are_heard() -> Result<()> {
             let times = capture.frames().into_iter().filter(is_it).count();
             assert_eq!(times, 3, "{address}: {frame:02x?}");
         }
+    }
+    Ok(())
+}
+
+/// Who asks is answered by the datapath, which takes no such right.
+#[test]
+fn without_net_raw_addresses_are_answered_for_and_nobody_is_told() -> Result<()> {
+    require_root();
+    let lab = Lab::new(LabOptions::default())?;
+    let address: IpAddr = "198.51.100.77".parse()?;
+    let mac = lab.outside.node_mac;
+    let capture = Capture::start(&lab.outside.netns, ETH0)?;
+    lab.node.netns.enter(|| {
+        // Of this thread alone, which ends with its work.
+        caps::drop(None, CapSet::Effective, Capability::CAP_NET_RAW)?;
+        let ifindex = if_nametoindex(ETH0)?;
+        let memory = MemoryTables::default();
+        let mut tables = memory.tables();
+        tables.v4.uplinks.insert(&ifindex, &Uplink::<V4> { mac, ..Uplink::default() })?;
+        let mut announcer = TableAnnouncer::new(tables, Duration::from_mins(1));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            announcer.set(&[Announcement { addr: address, interfaces: BTreeSet::from([ifindex]) }]);
+            tokio::time::sleep(2 * SECOND).await;
+        });
+        assert_eq!(memory.v4.announced.len()?, 1);
+        Ok(())
+    })?;
+    for frame in unasked(address, mac) {
+        assert!(!capture.frames().iter().any(|seen| seen.bytes == frame));
     }
     Ok(())
 }

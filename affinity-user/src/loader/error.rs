@@ -13,7 +13,7 @@ use thiserror::Error;
 pub enum LoadError {
     /// Too few rights.
     #[error(
-        "affinity needs root, or the capabilities {missing}: run it by sudo, or add them to the container's securityContext"
+        "affinity needs root, or the capabilities it lacks: {missing}; run it by sudo, or add them to the container's securityContext"
     )]
     Rights {
         /// The names of those that are missing.

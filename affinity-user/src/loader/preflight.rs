@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use caps::{CapSet, Capability};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::sys::utsname::uname;
@@ -12,10 +13,13 @@ use super::LoadError;
 
 /// The oldest kernel that is supported, by major and minor number.
 const OLDEST: (u32, u32) = (6, 1);
-/// Capabilities by their number (capability.h), in the order in which they are named.
-const CAPABILITIES: [(u32, &str); 2] = [(12, "NET_ADMIN"), (39, "BPF")];
-/// `CAP_SYS_ADMIN`, which includes `CAP_BPF`.
-const SYS_ADMIN: u32 = 21;
+/// What programs are loaded and attached with, by the names that containers' manifests have; and whether `CAP_SYS_ADMIN` includes it
+/// (as before Linux 5.8, which took that one apart).
+const NEEDED: [(Capability, &str, bool); 3] = [
+    (Capability::CAP_NET_ADMIN, "NET_ADMIN", false),
+    (Capability::CAP_BPF, "BPF", true),
+    (Capability::CAP_PERFMON, "PERFMON", true),
+];
 
 /// Checks rights, kernel, BTF and bpffs, and mounts the latter where it is missing.
 pub fn check(pin_dir: &Path) -> Result<(), LoadError> {
@@ -26,10 +30,10 @@ pub fn check(pin_dir: &Path) -> Result<(), LoadError> {
 
 /// Checks rights, kernel and BTF: what programs are loaded with, pinned or not.
 pub fn check_node() -> Result<(), LoadError> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let missing = missing_capabilities(&status);
+    // Where the kernel does not say, it refuses later.
+    let missing = missing(|capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true));
     if !missing.is_empty() {
-        return Err(LoadError::Rights { missing: missing.join(" and ") });
+        return Err(LoadError::Rights { missing: missing.join(", ") });
     }
     let release = uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
     if version(&release).is_some_and(|version| version < OLDEST) {
@@ -41,18 +45,12 @@ pub fn check_node() -> Result<(), LoadError> {
     Ok(())
 }
 
-/// The names of the capabilities that a process lacks, by its `/proc/PID/status`.
-fn missing_capabilities(status: &str) -> Vec<&'static str> {
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(set) = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()) else {
-        return Vec::new();
+/// The names of those that are needed and missing.
+fn missing(has: impl Fn(Capability) -> bool) -> Vec<&'static str> {
+    let is_missing = |(capability, _, is_included): &&(Capability, &str, bool)| {
+        !(has(*capability) || *is_included && has(Capability::CAP_SYS_ADMIN))
     };
-    let has = |number: u32| set & 1 << number != 0;
-    CAPABILITIES
-        .iter()
-        .filter(|(number, name)| !(has(*number) || *name == "BPF" && has(SYS_ADMIN)))
-        .map(|(_, name)| *name)
-        .collect()
+    NEEDED.iter().filter(is_missing).map(|(_, name, _)| *name).collect()
 }
 
 /// Major and minor number of a kernel's release; `None` where it has another shape.
@@ -94,10 +92,11 @@ mod tests {
 
     #[test]
     fn capabilities_are_named() {
-        assert_eq!(missing_capabilities("CapEff:\t0000000000000000\n"), ["NET_ADMIN", "BPF"]);
-        assert!(missing_capabilities("CapEff:\t000001ffffffffff\n").is_empty());
-        // SYS_ADMIN and NET_ADMIN, as before CAP_BPF (kernel 5.8).
-        assert!(missing_capabilities("CapEff:\t0000000000201000\n").is_empty());
-        assert_eq!(missing_capabilities("CapEff:\t0000000000001000\n"), ["BPF"]);
+        let missing_with = |given: &[Capability]| missing(|capability| given.contains(&capability));
+        assert_eq!(missing_with(&[]), ["NET_ADMIN", "BPF", "PERFMON"]);
+        assert_eq!(missing_with(&[Capability::CAP_NET_ADMIN]), ["BPF", "PERFMON"]);
+        assert_eq!(missing_with(&[Capability::CAP_NET_ADMIN, Capability::CAP_BPF]), ["PERFMON"]);
+        assert!(missing_with(&[Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN]).is_empty());
+        assert_eq!(missing_with(&[Capability::CAP_SYS_ADMIN]), ["NET_ADMIN"]);
     }
 }

@@ -17,6 +17,7 @@ use affinity_common::abi::netns::{NetnsClient, NetnsKey};
 use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
 use affinity_common::family::Family;
 use affinity_common::types::Proto;
+use caps::{CapSet, Capability};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,9 @@ const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(100), Duration::from_se
 pub const SWEEP: Duration = Duration::from_secs(30);
 /// How long what has been taken out of the maps may pile up before sockets are looked through for it.
 const REST: Duration = Duration::from_millis(500);
+/// What a daemon can't see without a capability.
+const HIDDEN: &str = "without CAP_SYS_PTRACE the network namespaces of others' processes can't be seen: sockets in those that \
+                      no file holds are left to TC";
 
 /// How sockets are looked after.
 #[derive(Clone, Debug)]
@@ -104,6 +108,7 @@ impl Keeper {
             touch,
             unknown,
             own,
+            sees_all_processes: caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_PTRACE).unwrap_or(true),
             namespaces: BTreeMap::new(),
             absent: HashSet::new(),
             status: status.clone(),
@@ -168,6 +173,7 @@ struct Worker {
     touch: Touch,
     unknown: UnknownNetns,
     own: Namespace,
+    sees_all_processes: bool,
     /// Those that there are, with a path to each.
     namespaces: BTreeMap<Namespace, PathBuf>,
     /// Sockets of which the last sweep has found an entry and nothing else.
@@ -249,6 +255,9 @@ impl Worker {
     /// Looks for namespaces, and brings `netns_*` to what is there. Returns whether there was anything new.
     fn look(&mut self) -> bool {
         let mut problems = Vec::new();
+        if !self.sees_all_processes {
+            problems.push(HIDDEN.to_owned());
+        }
         // First: what is told from now on may be of one that is not seen any more.
         for key in self.unknown.take() {
             tracing::debug!(cookie = key.cookie, "a socket of an unknown network namespace");

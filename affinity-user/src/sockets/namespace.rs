@@ -15,7 +15,7 @@ use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::discovery::Namespace;
+use super::discovery::{self, Namespace};
 
 /// A network namespace as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,13 +59,24 @@ pub fn within<R: Send>(
     if Namespace::of(&file.metadata()?) != namespace {
         return Err(io::Error::new(io::ErrorKind::NotFound, "it stands for another network namespace by now"));
     }
+    // Where we are, nothing needs to be entered, which takes a right.
+    let is_elsewhere = discovery::own()? != namespace;
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            setns(&file, CloneFlags::CLONE_NEWNET)?;
+            if is_elsewhere {
+                setns(&file, CloneFlags::CLONE_NEWNET).map_err(refused)?;
+            }
             work()
         });
         inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread within the namespace has ended early")))
     })
+}
+
+fn refused(errno: Errno) -> io::Error {
+    match errno {
+        Errno::EPERM => io::Error::new(io::ErrorKind::PermissionDenied, "entering it takes CAP_SYS_ADMIN"),
+        errno => errno.into(),
+    }
 }
 
 /// The cookie of the namespace that the calling thread is in.
@@ -145,7 +156,6 @@ pub fn routed_source(is_ipv4: bool) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::discovery;
     use super::*;
 
     #[test]

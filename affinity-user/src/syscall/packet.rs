@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// A socket that sends whole frames on an interface, and receives none.
@@ -12,7 +13,10 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 /// Where there is no such interface, or no leave (`CAP_NET_RAW`).
 pub fn open(ifindex: u32) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+    let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None).map_err(|errno| match errno {
+        Errno::EPERM => io::Error::new(io::ErrorKind::PermissionDenied, "it takes CAP_NET_RAW"),
+        errno => errno.into(),
+    })?;
     // SAFETY: plain C data, for which all zeroes is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
