@@ -5,15 +5,10 @@ mod world;
 use affinity_common::abi::affinity::refresh_after;
 use affinity_common::abi::frontends::Frontend;
 use affinity_common::abi::netns::{NODE, NetnsClient, NetnsKey, TC_ONLY};
-use affinity_common::abi::sockets::{Socket, SocketCookie, SocketKey};
-use affinity_common::dp::{
-    Env as _,
-    parse::SYN,
-    sock::{self, Call, Named, Opening},
-};
-use affinity_common::family::Family;
+use affinity_common::abi::sockets::{Socket, SocketKey};
+use affinity_common::dp::{Env as _, parse::SYN, sock};
 use affinity_common::reason::{Reason, Verdict};
-use affinity_common::testing::{Faults, Wire};
+use affinity_common::testing::{FakeSocket, Faults, Wire};
 use affinity_common::types::{BackendId, Nanos, Port, Proto, ServiceId, TICK_SHIFT};
 use proptest::prelude::*;
 use world::{End, Service, State, World};
@@ -40,92 +35,27 @@ fn know<F: Wire>(world: &World<F>, client: [u8; 4], flags: u32) {
     world.env.set_netns(NETNS, NetnsClient { addr: F::addr(client), flags });
 }
 
-/// A socket as a call finds it.
-#[derive(Clone, Copy, Debug)]
-struct Fake<F: Family> {
-    cookie: u64,
-    netns: NetnsKey,
-    addr: F::Addr,
-    port: Port,
-    proto: Proto,
-    source: F::Addr,
-    peer: (F::Addr, Port),
+/// A socket that names a service.
+fn to<F: Wire>(service: &Service, cookie: u64) -> FakeSocket<F> {
+    FakeSocket::to(cookie, NETNS, service.proto, service.frontend)
 }
 
-impl<F: Wire> Fake<F> {
-    fn to(service: &Service, cookie: u64) -> Self {
-        Self {
-            cookie,
-            netns: NETNS,
-            addr: F::addr(service.frontend.0),
-            port: Port::new(service.frontend.1),
-            proto: service.proto,
-            source: F::Addr::default(),
-            peer: (F::Addr::default(), Port::default()),
-        }
-    }
-
-    /// The place of the backend that it names now.
-    fn place(&self) -> Option<usize> {
-        (0..4).find(|&place| {
-            let (addr, port) = Service::address(place);
-            self.addr == F::addr(addr) && self.port == Port::new(port)
-        })
-    }
-
-    /// Whether it names the service.
-    fn names(&self, service: &Service) -> bool {
-        self.addr == F::addr(service.frontend.0) && self.port == Port::new(service.frontend.1)
-    }
-}
-
-impl<F: Family> Named<F> for Fake<F> {
-    fn cookie(&self) -> SocketCookie {
-        SocketCookie::new(self.cookie)
-    }
-    fn addr(&self) -> F::Addr {
-        self.addr
-    }
-    fn port(&self) -> Port {
-        self.port
-    }
-    fn proto(&self) -> Proto {
-        self.proto
-    }
-}
-
-impl<F: Family> Call<F> for Fake<F> {
-    fn rename(&mut self, addr: &F::Addr, port: Port) {
-        (self.addr, self.port) = (*addr, port);
-    }
-}
-
-impl<F: Family> Opening<F> for Fake<F> {
-    fn netns(&self) -> NetnsKey {
-        self.netns
-    }
-    fn source(&self) -> F::Addr {
-        self.source
-    }
-    fn peer_addr(&self) -> F::Addr {
-        self.peer.0
-    }
-    fn peer_port(&self) -> Port {
-        self.peer.1
-    }
+/// The place of the backend that a socket names.
+fn place_of<F: Wire>(socket: &FakeSocket<F>) -> Option<usize> {
+    (0..4).find(|&place| socket.names() == Service::address(place))
 }
 
 /// Connects a socket; returns why it ended so, and the socket.
-fn connect<F: Wire>(world: &World<F>, service: usize, cookie: u64) -> (Reason, Fake<F>) {
-    let mut socket = Fake::to(&world.services[service], cookie);
+fn connect<F: Wire>(world: &World<F>, service: usize, cookie: u64) -> (Reason, FakeSocket<F>) {
+    let mut socket = to(&world.services[service], cookie);
     (sock::connect(&world.env, &mut socket), socket)
 }
 
 /// A socket that is connected as it says connects to a service again.
-fn reconnect<F: Wire>(world: &World<F>, service: usize, connected: &Fake<F>) -> (Reason, Fake<F>) {
+fn reconnect<F: Wire>(world: &World<F>, service: usize, connected: &FakeSocket<F>) -> (Reason, FakeSocket<F>) {
     // Routing has given it its address when it was connected.
     let (source, peer) = (F::addr(CLIENT.0), (connected.addr, connected.port));
-    let mut socket = Fake { source, peer, ..Fake::to(&world.services[service], connected.cookie) };
+    let mut socket = FakeSocket { source, peer, ..to(&world.services[service], connected.cookie) };
     (sock::connect(&world.env, &mut socket), socket)
 }
 
@@ -133,10 +63,10 @@ fn a_client_is_the_same_by_socket_and_by_packet<F: Wire>() {
     let world = world::<F>();
     let (reason, socket) = connect(&world, 0, 1);
     assert_eq!(reason, Reason::AffinityNew);
-    let place = socket.place().expect("a backend");
+    let place = place_of(&socket).expect("a backend");
     assert_eq!(world.send(0, CLIENT, SYN), (Reason::AffinityHit, place));
     let (reason, socket) = connect(&world, 0, 2);
-    assert_eq!((reason, socket.place()), (Reason::AffinityHit, Some(place)));
+    assert_eq!((reason, place_of(&socket)), (Reason::AffinityHit, Some(place)));
     assert_eq!(world.env.affinity_entries().len(), 1);
     assert_eq!(world.env.connections(&world.services[0].backend_key(place)), 3);
 }
@@ -144,24 +74,24 @@ fn a_client_is_the_same_by_socket_and_by_packet<F: Wire>() {
 fn a_socket_is_shown_the_service_and_no_other_one_is<F: Wire>() {
     let world = world::<F>();
     let (_, mut socket) = connect(&world, 2, 1);
-    let mut stranger = Fake { cookie: 2, ..socket };
+    let mut stranger = FakeSocket { cookie: 2, ..socket };
     assert_eq!(sock::getpeername(&world.env, &mut stranger), Reason::NotService);
     assert_eq!(sock::recvmsg(&world.env, &mut stranger), Reason::NotReply);
-    assert!(stranger.place().is_some());
+    assert!(place_of(&stranger).is_some());
     let mut heard = socket;
     assert_eq!(sock::recvmsg(&world.env, &mut heard), Reason::Reply);
-    assert!(heard.names(&world.services[2]));
+    assert_eq!(heard.names(), world.services[2].frontend);
     assert_eq!(sock::getpeername(&world.env, &mut socket), Reason::Reply);
-    assert!(socket.names(&world.services[2]));
+    assert_eq!(socket.names(), world.services[2].frontend);
 }
 
 fn what_is_no_services_is_left_alone<F: Wire>() {
     let world = world::<F>();
     let service = &world.services[0];
-    let elsewhere = Fake::<F> { addr: F::addr([192, 0, 2, 1]), ..Fake::to(service, 1) };
-    let ping = Fake::<F> { proto: Proto { number: 1 }, ..Fake::to(service, 1) };
-    let asks_for_its_source = Fake::<F> { proto: Proto::UDP, ..Fake::to(service, 1) };
-    let no_port = Fake::<F> { port: Port::default(), ..Fake::to(service, 1) };
+    let elsewhere = FakeSocket::<F> { addr: F::addr([192, 0, 2, 1]), ..to(service, 1) };
+    let ping = FakeSocket::<F> { proto: Proto { number: 1 }, ..to(service, 1) };
+    let asks_for_its_source = FakeSocket::<F> { proto: Proto::UDP, ..to(service, 1) };
+    let no_port = FakeSocket::<F> { port: Port::default(), ..to(service, 1) };
     for asked in [elsewhere, ping, asks_for_its_source, no_port] {
         let mut socket = asked;
         assert_eq!(sock::connect(&world.env, &mut socket), Reason::NotService, "{asked:?}");
@@ -172,9 +102,9 @@ fn what_is_no_services_is_left_alone<F: Wire>() {
 
 fn another_port_of_a_service_is_refused<F: Wire>() {
     let world = world::<F>();
-    let mut tcp = Fake::<F> { port: Port::new(81), ..Fake::to(&world.services[0], 1) };
+    let mut tcp = FakeSocket::<F> { port: Port::new(81), ..to(&world.services[0], 1) };
     assert_eq!(sock::connect(&world.env, &mut tcp), Reason::NoSuchPort);
-    let mut udp = Fake::<F> { port: Port::new(81), ..Fake::to(&world.services[2], 1) };
+    let mut udp = FakeSocket::<F> { port: Port::new(81), ..to(&world.services[2], 1) };
     assert_eq!(sock::sendmsg(&world.env, &mut udp), Reason::NoSuchPort);
     assert_ne!(Reason::NoSuchPort.verdict(), Verdict::Pass);
 }
@@ -187,14 +117,14 @@ fn in_the_nodes_own_namespace_a_connected_socket_is_refused_too_unless_it_only_a
         for (port, reason) in
             [(81, refused), (0, Reason::NotService), (9, Reason::NotService), (65_535, Reason::NotService)]
         {
-            let mut udp = Fake::<F> { port: Port::new(port), ..Fake::to(&world.services[2], 1) };
+            let mut udp = FakeSocket::<F> { port: Port::new(port), ..to(&world.services[2], 1) };
             assert_eq!(sock::connect(&world.env, &mut udp), reason, "{port} {flags}");
         }
         let mut other =
-            Fake::<F> { proto: Proto { number: 1 }, port: Port::new(81), ..Fake::to(&world.services[2], 1) };
+            FakeSocket::<F> { proto: Proto { number: 1 }, port: Port::new(81), ..to(&world.services[2], 1) };
         assert_eq!(sock::connect(&world.env, &mut other), Reason::NotService);
         let mut elsewhere =
-            Fake::<F> { addr: F::addr([192, 0, 2, 1]), port: Port::new(81), ..Fake::to(&world.services[2], 1) };
+            FakeSocket::<F> { addr: F::addr([192, 0, 2, 1]), port: Port::new(81), ..to(&world.services[2], 1) };
         assert_eq!(sock::connect(&world.env, &mut elsewhere), Reason::NotService);
     }
 }
@@ -203,7 +133,7 @@ fn user_space_is_told_of_an_unknown_namespace_and_of_no_other<F: Wire>() {
     let world = world::<F>();
     let service = &world.services[0];
     let connect = |netns, service| {
-        let mut socket = Fake::<F> { netns, ..Fake::to(service, 1) };
+        let mut socket = FakeSocket::<F> { netns, ..to(service, 1) };
         sock::connect(&world.env, &mut socket)
     };
     connect(NETNS, service);
@@ -224,26 +154,26 @@ fn a_namespace_that_is_not_known_or_left_to_tc_is_left_alone<F: Wire>() {
     let world = world::<F>();
     for bound in [F::Addr::default(), F::addr(CLIENT.0)] {
         let service = &world.services[0];
-        let mut socket = Fake::<F> { netns: NetnsKey { cookie: 1 }, source: bound, ..Fake::to(service, 1) };
+        let mut socket = FakeSocket::<F> { netns: NetnsKey { cookie: 1 }, source: bound, ..to(service, 1) };
         assert_eq!(sock::connect(&world.env, &mut socket), Reason::UnknownClient);
         know(&world, CLIENT.0, TC_ONLY);
-        let mut left = Fake::<F> { source: bound, ..Fake::to(service, 1) };
+        let mut left = FakeSocket::<F> { source: bound, ..to(service, 1) };
         assert_eq!(sock::connect(&world.env, &mut left), Reason::LeftToTc);
-        assert!(socket.names(service) && left.names(service));
+        assert_eq!([socket.names(), left.names()], [service.frontend; 2]);
     }
     assert_eq!(world.env.writes(), 0);
 }
 
 fn a_bound_source_is_who_the_socket_is_unless_it_is_of_an_earlier_connection<F: Wire>() {
     let world = world::<F>();
-    let mut bound = Fake::<F> { source: F::addr(OTHER), ..Fake::to(&world.services[0], 1) };
+    let mut bound = FakeSocket::<F> { source: F::addr(OTHER), ..to(&world.services[0], 1) };
     assert_eq!(sock::connect(&world.env, &mut bound), Reason::AffinityNew);
     let entries = world.env.affinity_entries();
     assert!(entries.len() == 1 && entries[0].0.client == F::addr(OTHER));
     // Routing has given this one its address when it was connected.
     let (_, first) = connect(&world, 2, 2);
     let peer = (first.addr, first.port);
-    let mut again = Fake::<F> { source: F::addr(OTHER), peer, ..Fake::to(&world.services[2], 2) };
+    let mut again = FakeSocket::<F> { source: F::addr(OTHER), peer, ..to(&world.services[2], 2) };
     assert_eq!(sock::connect(&world.env, &mut again), Reason::Established);
     assert_eq!((again.addr, again.port), peer);
     assert_eq!(world.env.affinity_entries().len(), 2);
@@ -253,8 +183,8 @@ fn a_datagram_of_a_known_socket_writes_no_map_and_is_no_connection<F: Wire>() {
     for (service, first) in [(2, Reason::AffinityNew), (3, Reason::Hashed)] {
         let world = world::<F>();
         let send = || {
-            let mut socket = Fake::<F>::to(&world.services[service], 7);
-            (sock::sendmsg(&world.env, &mut socket), socket.place().expect("a backend"))
+            let mut socket = to::<F>(&world.services[service], 7);
+            (sock::sendmsg(&world.env, &mut socket), place_of(&socket).expect("a backend"))
         };
         let (reason, place) = send();
         assert_eq!(reason, first);
@@ -274,15 +204,15 @@ fn a_connected_socket_that_asks_again_keeps_its_backend_without_a_further_look<F
     for service in [2, 3] {
         let world = world::<F>();
         let (_, socket) = connect(&world, service, 7);
-        let (writes, place) = (world.env.writes(), socket.place().expect("a backend"));
+        let (writes, place) = (world.env.writes(), place_of(&socket).expect("a backend"));
         know(&world, CLIENT.0, TC_ONLY);
         for _ in 0..4 {
             world.env.sleep(Nanos(SECOND / 10));
             let (reason, again) = reconnect(&world, service, &socket);
-            assert_eq!((reason, again.place()), (Reason::Established, Some(place)));
-            let mut sends = Fake { peer: (socket.addr, socket.port), ..Fake::to(&world.services[service], 7) };
+            assert_eq!((reason, place_of(&again)), (Reason::Established, Some(place)));
+            let mut sends = FakeSocket { peer: (socket.addr, socket.port), ..to(&world.services[service], 7) };
             assert_eq!(sock::sendmsg(&world.env, &mut sends), Reason::Established);
-            assert_eq!(sends.place(), Some(place));
+            assert_eq!(place_of(&sends), Some(place));
         }
         assert_eq!(world.env.writes(), writes);
         assert_eq!(world.env.connections(&world.services[service].backend_key(place)), 1);
@@ -292,7 +222,7 @@ fn a_connected_socket_that_asks_again_keeps_its_backend_without_a_further_look<F
 }
 
 fn a_choice_stands_only_while_nothing_of_it_has_changed<F: Wire>() {
-    type Change<F> = fn(&mut World<F>, &mut Fake<F>);
+    type Change<F> = fn(&mut World<F>, &mut FakeSocket<F>);
     fn change_frontend<F: Wire>(world: &World<F>, change: fn(&mut Frontend)) {
         let key = world.services[2].frontend_key();
         let mut frontend = world.env.frontend(&key).expect("a frontend");
@@ -332,16 +262,16 @@ fn a_connected_socket_moves_as_soon_as_its_backend_is_no_longer_eligible<F: Wire
         for state in [State::Draining, State::Gone] {
             let mut world = world::<F>();
             let (_, socket) = connect(&world, service, 7);
-            let place = socket.place().expect("a backend");
+            let place = place_of(&socket).expect("a backend");
             world.services[service].backends[place] = state;
             world.program(service);
             let (reason, moved) = reconnect(&world, service, &socket);
-            assert!(reason.is_selection() && moved.place().is_some_and(|other| other != place), "{reason:?}");
+            assert!(reason.is_selection() && place_of(&moved).is_some_and(|other| other != place), "{reason:?}");
             // One more change, which does not touch it: the choice stands, by the new slots.
             world.program(service);
             assert_eq!(reconnect(&world, service, &moved).0, Reason::Established);
             let writes = world.env.writes();
-            assert_eq!(reconnect(&world, service, &moved).1.place(), moved.place());
+            assert_eq!(place_of(&reconnect(&world, service, &moved).1), place_of(&moved));
             assert_eq!(world.env.writes(), writes);
             world.services[service].backends.fill(state);
             world.program(service);
@@ -364,7 +294,7 @@ fn a_socket_that_asks_again_and_again_refreshes_its_clients_affinity_in_time<F: 
         let used = world.env.affinity_entries()[0].1.last_used.age(world.env.clock());
         assert!(used.0 <= late, "{reason:?}: recorded {} ns ago", used.0);
         if *wait < u64::from(timeout) * 900 {
-            assert_eq!((reason, again.place()), (Reason::Established, socket.place()));
+            assert_eq!((reason, place_of(&again)), (Reason::Established, place_of(&socket)));
         }
         socket = again;
     }
@@ -397,7 +327,7 @@ fn a_socket_that_closes_was_in_use_until_then<F: Wire>() {
 fn a_touch_refreshes_the_sockets_own_backends_entry_and_no_other<F: Wire>() {
     let mut world = world::<F>();
     let (_, socket) = connect(&world, 0, 1);
-    let place = socket.place().expect("a backend");
+    let place = place_of(&socket).expect("a backend");
     let (key, known): (SocketKey<F>, Socket<F>) = world.env.socket_entries()[0];
     let used = |world: &World<F>| world.env.affinity_entries()[0].1.last_used;
     world.env.sleep(Nanos(5 * SECOND));
@@ -420,7 +350,7 @@ fn without_a_backend_a_socket_is_refused_and_leaves_no_trace<F: Wire>() {
     for service in 0..4 {
         world.services[service].backends.fill(State::Gone);
         world.program(service);
-        let mut socket = Fake::<F>::to(&world.services[service], 1);
+        let mut socket = to::<F>(&world.services[service], 1);
         assert_eq!(sock::connect(&world.env, &mut socket), Reason::NoBackend);
         assert_eq!(sock::sendmsg(&world.env, &mut socket), Reason::NoBackend);
     }
@@ -433,7 +363,7 @@ fn where_the_map_of_sockets_refuses_the_packets_are_translated<F: Wire>() {
     world.env.set_faults(Faults { sockets_full: true, ..Faults::default() });
     let (reason, socket) = connect(&world, 0, 1);
     assert_eq!(reason, Reason::SocketRefused);
-    assert!(socket.names(&world.services[0]) && reason.verdict() == Verdict::Pass);
+    assert_eq!((socket.names(), reason.verdict()), (world.services[0].frontend, Verdict::Pass));
     assert_eq!(world.send(0, CLIENT, SYN).0, Reason::AffinityHit);
 }
 
