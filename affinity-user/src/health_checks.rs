@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -16,12 +16,12 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Request, Response, StatusCode};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 use tokio::task::JoinHandle as Task;
 use tokio::time::timeout;
 
 use crate::health::Pulse;
+use crate::listen;
 use crate::model::{Kind, ServiceName, Subject};
 use crate::plan::HealthCheck;
 use crate::server::{self, Answers};
@@ -31,8 +31,6 @@ use crate::status::ProblemStatus;
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 /// How often a port that can't be listened on is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How many connections wait to be accepted.
-const BACKLOG: i32 = 128;
 
 /// What is to be answered, by service.
 type Wanted = BTreeMap<ServiceName, HealthCheck>;
@@ -153,7 +151,8 @@ impl Servers {
     }
 
     fn listen(&self, name: &ServiceName, check: HealthCheck) -> io::Result<Open> {
-        let listener = tokio::net::TcpListener::from_std(bind(check.port.get())?)?;
+        let listener =
+            tokio::net::TcpListener::from_std(listen::bind((Ipv6Addr::UNSPECIFIED, check.port.get()).into())?)?;
         let local_endpoints = Arc::new(AtomicU32::new(check.local_endpoints));
         let answer =
             Answer { service: name.clone(), local_endpoints: local_endpoints.clone(), pulse: self.pulse.clone() };
@@ -174,26 +173,6 @@ fn describe(port: Port, error: &impl Display) -> String {
     format!(
         "spec.healthCheckNodePort: {port} can't be listened on, so load balancers take the node for one without endpoints: {error}"
     )
-}
-
-/// Listens at all addresses of the node, of both families where it has both.
-fn bind(port: u16) -> io::Result<TcpListener> {
-    let listen = |domain, address: SocketAddr| -> io::Result<TcpListener> {
-        let socket = Socket::new(domain, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
-        if domain == Domain::IPV6 {
-            socket.set_only_v6(false)?;
-        }
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(TcpListener::from(socket))
-    };
-    match listen(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
-            listen(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into())
-        }
-        done => done,
-    }
 }
 
 /// What is answered, whatever is asked, as by kube-proxy.
@@ -230,7 +209,7 @@ fn body(ServiceName { namespace, name }: &ServiceName, count: u32, healthy: bool
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::net::TcpStream;
+    use std::net::{SocketAddr, TcpListener, TcpStream};
     use std::sync::mpsc;
     use std::time::Instant;
 

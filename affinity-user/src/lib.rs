@@ -21,6 +21,7 @@ pub mod health;
 pub mod health_checks;
 pub mod ipam;
 pub mod lease;
+pub mod listen;
 pub mod loader;
 pub mod metrics;
 pub mod mirror;

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::health::{GOING, Pulse, is_going, readiness};
+use crate::listen;
 use crate::metrics::{Metrics, exposition::Format};
 
 /// How many connections are served at a time.
@@ -57,7 +58,7 @@ pub struct Addresses {
 
 impl Default for Addresses {
     fn default() -> Self {
-        Self { metrics: Some(([127, 0, 0, 1], 10249).into()), health: Some(([0, 0, 0, 0], 10256).into()) }
+        Self { metrics: Some(([127, 0, 0, 1], 10249).into()), health: Some((Ipv6Addr::UNSPECIFIED, 10256).into()) }
     }
 }
 
@@ -85,12 +86,8 @@ impl Listeners {
         let wanted = [("--metrics-address", addresses.metrics, true), ("--health-address", health, false)].into_iter();
         let doors = wanted.filter_map(|(option, address, with_metrics)| {
             let address = address?;
-            let listen = || {
-                let listener = TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                Ok(Door { listener, with_metrics })
-            };
-            Some(listen().map_err(|source| ListenError { option, address, source }))
+            let door = listen::bind(address).map(|listener| Door { listener, with_metrics });
+            Some(door.map_err(|source| ListenError { option, address, source }))
         });
         Ok(Self { doors: doors.collect::<Result<_, _>>()? })
     }

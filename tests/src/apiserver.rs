@@ -137,7 +137,7 @@ impl ApiServer {
         Ok((proxy, path))
     }
 
-    /// The kubeconfig of a user who is nobody special and goes through a door: see [`ApiServer::let_read`].
+    /// The kubeconfig of a user who is nobody special and goes through a door: see [`ApiServer::let_work`].
     ///
     /// # Errors
     /// Where it cannot be written.
@@ -148,19 +148,13 @@ impl ApiServer {
         Ok(path)
     }
 
-    /// Lets a user read everything, by RBAC.
+    /// Gives a user the rights that `kind/deploy` gives the daemon.
     ///
     /// # Errors
     /// Where the server refuses, or it was done before.
-    pub fn let_read(&self, user: &str) -> Result<()> {
-        let rule = PolicyRule {
-            api_groups: Some(vec!["*".to_owned()]),
-            resources: Some(vec!["*".to_owned()]),
-            verbs: ["get", "list", "watch"].map(str::to_owned).into(),
-            ..PolicyRule::default()
-        };
+    pub fn let_work(&self, user: &str) -> Result<()> {
         let metadata = ObjectMeta { name: Some(user.to_owned()), ..ObjectMeta::default() };
-        let role = ClusterRole { metadata: metadata.clone(), rules: Some(vec![rule]), ..ClusterRole::default() };
+        let role = ClusterRole { metadata: metadata.clone(), rules: Some(rules()?), ..ClusterRole::default() };
         let group = "rbac.authorization.k8s.io".to_owned();
         let binding = ClusterRoleBinding {
             metadata,
@@ -176,21 +170,21 @@ impl ApiServer {
             Api::all(self.client()).create(&PostParams::default(), &role).await?;
             Api::all(self.client()).create(&PostParams::default(), &binding).await
         })
-        .with_context(|| format!("letting {user} read"))?;
+        .with_context(|| format!("letting {user} work"))?;
         Ok(())
     }
 
-    /// Takes back what [`ApiServer::let_read`] gave.
+    /// Takes back what [`ApiServer::let_work`] gave.
     ///
     /// # Errors
     /// Where there is nothing to take back.
-    pub fn let_read_no_more(&self, user: &str) -> Result<()> {
+    pub fn let_work_no_more(&self, user: &str) -> Result<()> {
         self.block_on(async {
             let params = DeleteParams::default();
             Api::<ClusterRoleBinding>::all(self.client()).delete(user, &params).await?;
             Api::<ClusterRole>::all(self.client()).delete(user, &params).await
         })
-        .with_context(|| format!("letting {user} read no more"))?;
+        .with_context(|| format!("letting {user} work no more"))?;
         Ok(())
     }
 
@@ -435,6 +429,15 @@ fn start_etcd(directory: &Path, client: SocketAddr, peer: SocketAddr) -> Result<
     command.arg(format!("--initial-cluster=local=http://{peer}"));
     let log = directory.join("etcd.log");
     Process::start(command, &Place::default(), Some(&log))
+}
+
+/// The rules of the `ClusterRole` in `kind/deploy`.
+fn rules() -> Result<Vec<PolicyRule>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kind/deploy/rbac.yaml");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let mut objects = text.split("\n---\n").map(serde_saphyr::from_str::<serde_json::Value>);
+    let role = objects.find_map(|object| object.ok().filter(|object| object["kind"] == "ClusterRole"));
+    Ok(serde_json::from_value(role.with_context(|| path.display().to_string())?["rules"].take())?)
 }
 
 /// A kubeconfig by files; they and it are gone with the server.

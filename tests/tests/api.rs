@@ -27,6 +27,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const CONVERGES: Duration = Duration::from_secs(45);
 const POD_PORT: u16 = 8080;
 const WEB: &str = "10.96.0.10:80";
+/// As whom a daemon comes that is no administrator.
+const USER: &str = "node-daemon";
 
 /// A lab and an API server with a door between them. The daemon is started by [`Site::daemon`].
 struct Site {
@@ -45,6 +47,14 @@ impl Site {
         let pods = lab.backends.iter().map(|host| Backend::start(host, POD_PORT)).collect::<Result<_>>()?;
         let (door, kubeconfig) = api.proxy(Some(&lab.node.netns))?;
         Ok(Self { pods, lab, door, kubeconfig, api })
+    }
+
+    /// The daemon is no administrator, but who it is by `kind/deploy`.
+    fn with_the_daemons_rights() -> Result<Self> {
+        let mut site = Self::new(ApiOptions::default())?;
+        site.kubeconfig = site.api.kubeconfig_of(USER, &site.door)?;
+        site.api.let_work(USER)?;
+        Ok(site)
     }
 
     fn daemon(&self) -> Result<Daemon> {
@@ -239,18 +249,26 @@ fn named(name: &str) -> serde_json::Value {
 
 #[test]
 fn what_is_not_programmed_is_told_by_an_event_of_the_object() -> Result<()> {
-    let site = Site::new(ApiOptions::default())?;
+    let site = Site::with_the_daemons_rights()?;
     let _daemon = site.daemon()?;
     let service = web("web", "10.96.0.10").port("SCTP", "old", 7, IntOrString::Int(7)).build();
-    let uid = site.api.apply(&service)?.metadata.uid;
+    let service = site.api.apply(&service)?.metadata.uid;
+    let slice = SliceObject::of("web", "names").tcp("http", POD_PORT);
+    let slice = slice.change(|slice| slice.address_type = "FQDN".to_owned()).build();
+    let slice = site.api.apply(&slice)?.metadata.uid;
     let events: Api<Event> = Api::default_namespaced(site.api.client());
-    let event = wait::until("an event about the service", CONVERGES, || {
-        let all = site.api.block_on(events.list(&ListParams::default()))?;
-        Ok(all.into_iter().find(|event| event.regarding.as_ref().is_some_and(|object| object.uid == uid)))
-    })?;
-    assert_eq!((event.type_.as_deref(), event.reason.as_deref()), (Some("Warning"), Some("NotProgrammed")));
-    assert_eq!(event.note.as_deref(), Some("spec.ports[1].protocol: SCTP is not supported: TCP and UDP are"));
-    assert_eq!(event.reporting_controller.as_deref(), Some("affinity"));
+    for (uid, note) in [
+        (service, "spec.ports[1].protocol: SCTP is not supported: TCP and UDP are"),
+        (slice, "addressType: \"FQDN\" is not supported: IPv4 and IPv6 are"),
+    ] {
+        let event = wait::until(note, CONVERGES, || {
+            let all = site.api.block_on(events.list(&ListParams::default()))?;
+            Ok(all.into_iter().find(|event| event.regarding.as_ref().is_some_and(|object| object.uid == uid)))
+        })?;
+        assert_eq!((event.type_.as_deref(), event.reason.as_deref()), (Some("Warning"), Some("NotProgrammed")));
+        assert_eq!(event.note.as_deref(), Some(note));
+        assert_eq!(event.reporting_controller.as_deref(), Some("affinity"));
+    }
     Ok(())
 }
 
@@ -478,10 +496,7 @@ fn wait_stale(cli: &Cli, why: &str) -> Result<()> {
 /// Who may not read any more is told so; what was known goes on, until it may again.
 #[test]
 fn rights_that_are_taken_away_leave_everything_as_it_was() -> Result<()> {
-    const USER: &str = "node-daemon";
-    let mut site = Site::new(ApiOptions::default())?;
-    site.kubeconfig = site.api.kubeconfig_of(USER, &site.door)?;
-    site.api.let_read(USER)?;
+    let site = Site::with_the_daemons_rights()?;
     site.apply_web(3)?;
     site.api.apply(&web("old", "10.96.0.11").build())?;
     let daemon = site.daemon()?;
@@ -489,7 +504,7 @@ fn rights_that_are_taken_away_leave_everything_as_it_was() -> Result<()> {
     has(cli, "default/web", 3)?;
     has(cli, "default/old", 0)?;
     let pods = site.one_pod_each(2)?;
-    site.api.let_read_no_more(USER)?;
+    site.api.let_work_no_more(USER)?;
     // Rights are looked at when a watch begins.
     site.door.cut();
     wait_stale(cli, "forbidden")?;
@@ -497,7 +512,7 @@ fn rights_that_are_taken_away_leave_everything_as_it_was() -> Result<()> {
     site.apply_slice("web", 0..2)?;
     assert_eq!(site.one_pod_each(3)?, pods, "the datapath goes on");
     has(cli, "default/web", 3)?;
-    site.api.let_read(USER)?;
+    site.api.let_work(USER)?;
     is_gone(cli, "default/old")?;
     has(cli, "default/web", 2)?;
     wait::until_true("a fresh source", CONVERGES, || Ok(stale(cli)?.is_none()))

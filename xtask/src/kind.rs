@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 
 use crate::{image, machine, process, say, workspace};
@@ -137,10 +137,10 @@ fn from_outside() -> Result<()> {
         {
             let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
             println!("{REQUESTS} requests of {name}, outside of the cluster, to {address}, and who answered:");
-            process::run(command(
-                "docker",
-                &["exec", name, "sh", "-c", &asking(&format!("-g http://{host}/hostname"))],
-            ))?;
+            let ask = asking(&format!("-g http://{host}/hostname"));
+            process::run(command("docker", &["exec", name, "sh", "-c", &ask])).with_context(|| {
+                format!("{address} is not answered for: is it of the network that `docker network inspect kind` shows? kind/lb/lb.yaml says which are given")
+            })?;
         }
         Ok(())
     });
@@ -157,7 +157,10 @@ fn remove_outsiders() {
 
 /// What asks many times by curl, and says how often each pod answered.
 fn asking(what: &str) -> String {
-    format!("for i in $(seq {REQUESTS}); do curl -s --max-time 5 {what}; echo; done | sort | uniq -c")
+    format!(
+        "set -e; all=$(for i in $(seq {REQUESTS}); do curl -sf --max-time 5 {what} || exit 1; echo; done); \
+         echo \"$all\" | sort | uniq -c"
+    )
 }
 
 fn kubectl(arguments: &[&str]) -> Command {

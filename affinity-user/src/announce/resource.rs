@@ -15,7 +15,7 @@ use crate::selector::{LabelSelector, ServiceSelector};
     category = "affinity",
     derive = "PartialEq",
     doc = "Which services' addresses are answered for on links, by which nodes and on which of their interfaces.",
-    printcolumn(name = "Interfaces", type_ = "string", json_path = ".spec.interfaces[*]"),
+    printcolumn(name = "Interfaces", type_ = "string", json_path = ".spec.interfaces"),
     printcolumn(name = "LB IPs", type_ = "boolean", json_path = ".spec.loadBalancerIPs"),
     printcolumn(name = "External IPs", type_ = "boolean", json_path = ".spec.externalIPs"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")

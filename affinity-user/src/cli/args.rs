@@ -120,8 +120,13 @@ pub(super) enum Verb {
     },
     /// Detach everything and remove every trace from the node
     #[command(after_help = "Established connections to services break, and clients are given new pods when a daemon \
-                            starts again.\nEnd the daemon first.\n\nExamples:\n  affinity cleanup")]
-    Cleanup,
+                            starts again.\nEnd the daemon first.\n\nExamples:\n  affinity cleanup\n  \
+                            kubectl apply -k kind/cleanup   # on every node of a cluster")]
+    Cleanup {
+        /// Go on until ended, with nothing to do, as containers of a `DaemonSet` have to
+        #[arg(long)]
+        stay: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -340,8 +345,8 @@ pub(super) struct RunArgs {
     /// Where metrics and health are asked for by HTTP: /metrics, /healthz, /livez, /readyz; or `off`
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = listen)]
     pub metrics_address: Listen,
-    /// Where health alone is: /healthz, /livez, /readyz; or `off`
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256", value_parser = listen)]
+    /// Where health alone is: /healthz, /livez, /readyz; or `off`. `[::]` is every address of the node, of either family
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:10256", value_parser = listen)]
     pub health_address: Listen,
     /// The namespace of the Leases by which the daemons agree who gives load balancer addresses, and who answers for each; by
     /// default the pod's own

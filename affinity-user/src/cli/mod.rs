@@ -47,7 +47,7 @@ pub fn execute(cli: Cli) -> Result<()> {
         Verb::Crds => print::text(crate::crds::yaml()),
         Verb::Mount => Ok(loader::mount(&common.pin_dir)?),
         Verb::Programs { verifier_log } => show::programs(&common, verifier_log),
-        Verb::Cleanup => show::cleanup(&common),
+        Verb::Cleanup { stay } => show::cleanup(&common, stay),
     };
     match done {
         // Nobody reads on: `affinity session list | head`.

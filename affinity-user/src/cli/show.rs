@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 
 use super::args::{ClusterArgs, Common, Output};
@@ -525,7 +526,18 @@ pub(super) fn programs(common: &Common, verifier_log: bool) -> Result<()> {
     ))
 }
 
-pub(super) fn cleanup(common: &Common) -> Result<()> {
+/// Removes every trace; where it is to stay, it then waits to be ended.
+pub(super) fn cleanup(common: &Common, stay: bool) -> Result<()> {
+    clean(common)?;
+    if stay {
+        let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+        ends.thread_block()?;
+        ends.wait()?;
+    }
+    Ok(())
+}
+
+fn clean(common: &Common) -> Result<()> {
     if let Some(status) = StatusFile::read(&common.state_dir)? {
         bail!("the daemon is running (pid {}): end it first, or it attaches again", status.pid);
     }

@@ -19,7 +19,7 @@ use crate::selector::ServiceSelector;
     status = "LoadBalancerPoolStatus",
     derive = "PartialEq",
     doc = "Addresses that services of type LoadBalancer are given.",
-    printcolumn(name = "Blocks", type_ = "string", json_path = ".spec.blocks[*]"),
+    printcolumn(name = "Blocks", type_ = "string", json_path = ".spec.blocks"),
     printcolumn(name = "IPv4 used", type_ = "integer", json_path = ".status.ipv4.used"),
     printcolumn(name = "IPv4 available", type_ = "integer", json_path = ".status.ipv4.available"),
     printcolumn(name = "IPv6 used", type_ = "integer", json_path = ".status.ipv6.used"),

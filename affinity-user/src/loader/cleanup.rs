@@ -35,7 +35,7 @@ pub fn cleanup(pin_dir: &Path, state_dir: &Path) -> io::Result<Vec<String>> {
     Ok(removed)
 }
 
-/// Removes a directory and all in it; returns how many files there were.
+/// Removes all that is in a directory, and it itself, if it can be; returns how many files there were.
 fn remove(directory: &Path) -> io::Result<usize> {
     let mut files = 0;
     for entry in fs::read_dir(directory)? {
@@ -47,6 +47,9 @@ fn remove(directory: &Path) -> io::Result<usize> {
             files += 1;
         }
     }
-    fs::remove_dir(directory)?;
-    Ok(files)
+    match fs::remove_dir(directory) {
+        // Something is mounted on it, as in a pod: empty will do.
+        Err(error) if error.kind() != io::ErrorKind::ResourceBusy => Err(error),
+        _ => Ok(files),
+    }
 }

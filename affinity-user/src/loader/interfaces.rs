@@ -17,7 +17,7 @@ pub const DEFAULT_PATTERNS: [&str; 6] = ["veth*", "lxc*", "cali*", "eni*", "azv*
 
 /// The interfaces by which a node usually talks to what is outside of it, and the overlay devices of CNI plugins that have an
 /// Ethernet header.
-pub const DEFAULT_UPLINKS: [&str; 6] = ["eth*", "en*", "bond*", "flannel*", "vxlan*", "genev*"];
+pub const DEFAULT_UPLINKS: [&str; 8] = ["eth*", "en*", "bond*", "team*", "br-ex", "flannel*", "vxlan*", "genev*"];
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ mod daemon;
 mod endpoints;
 mod first;
 mod outside;
+mod removal;
 mod service;
 mod sticky;
 
@@ -83,6 +84,7 @@ pub fn run(lab: &Lab, suite: &mut Suite, short: bool) -> Result<()> {
         step("daemon-out-of-memory", false, &|| daemon::out_of_memory(&world));
         step("kubelet-stopped", false, &|| daemon::kubelet_stopped(&world));
     }
+    suite.step("removed", || removal::removed(&world));
     Ok(())
 }
 
