@@ -180,6 +180,8 @@ impl Model {
     /// A list of all objects of a kind begins: versions that come from now on take effect when it is complete, all at
     /// once. A list that was under way is dropped.
     pub fn begin(&mut self, kind: Kind) {
+        // It can be had, after all.
+        self.unheard.remove(&kind);
         match kind {
             Kind::Service => self.services.begin(),
             Kind::EndpointSlice => self.slices.begin(),

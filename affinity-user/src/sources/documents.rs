@@ -235,10 +235,14 @@ fn yaml<T: DeserializeOwned>(file: &str, lines_before: u64, text: &str) -> Resul
 }
 
 fn json<T: DeserializeOwned>(place: &str, value: &Value) -> Result<T, Problem> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let message = format!("{} ({place})", error.inner());
-        Problem::new(path(error.path()), Fault::Undecodable(message))
-    })
+    decode(value)
+        .map_err(|Problem { field, fault }| Problem::new(field, Fault::Undecodable(format!("{fault} ({place})"))))
+}
+
+/// An object of what came as one; a problem names the field.
+pub(super) fn decode<T: DeserializeOwned>(value: &Value) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| Problem::new(path(error.path()), Fault::Undecodable(error.inner().to_string())))
 }
 
 fn path(path: &serde_path_to_error::Path) -> String {

@@ -8,6 +8,7 @@
 
 pub mod access;
 pub mod events;
+mod lenient;
 #[cfg(test)]
 mod tests;
 
@@ -21,19 +22,25 @@ use jiff::Timestamp;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::{
     Api, Client, Config, Resource,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
     runtime::watcher::{self, Event, watcher},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tower::limit::RateLimitLayer;
 
 use access::Places;
+use lenient::{Lenient, is_undecodable};
 
 use super::{BACKLOG, Health, Received, SourceError, SourceEvent, convert, trimmed};
-use crate::model::{Kind, ObjectName, Problem};
+use crate::model::{Checked, Kind, ObjectName, Problem};
 
-/// How long after a watch broke another failure is taken for one to take it up: over the 30 s that a connection gets.
-const LATELY: Duration = Duration::from_secs(45);
+/// How long a new connection may take until it stalls or fails: over the 30 s that it gets.
+const TAKEN_UP: Duration = Duration::from_secs(45);
+/// How many requests a second a kind is followed by at most: pages of a long list need some, a watch that is ended again and again as
+/// soon as it begins needs no more.
+const REQUESTS: u64 = 20;
 
 /// Where the API server is, and how to talk to it.
 #[derive(Clone, Debug)]
@@ -132,6 +139,9 @@ trait Watched: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt:
 
     /// The event of a version; `None` if the object is not for this service proxy.
     fn version(&self, name: &ObjectName) -> Option<SourceEvent>;
+
+    /// The event of a version that is none of the kind.
+    fn undecodable(name: ObjectName, problem: Problem) -> SourceEvent;
 }
 
 impl Watched for core::Service {
@@ -143,6 +153,10 @@ impl Watched for core::Service {
 
     fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
         convert::service(name, self).map(SourceEvent::Service)
+    }
+
+    fn undecodable(name: ObjectName, problem: Problem) -> SourceEvent {
+        SourceEvent::Service(Checked::rejected(name, problem))
     }
 }
 
@@ -156,6 +170,10 @@ impl Watched for discovery::EndpointSlice {
     fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
         convert::endpoint_slice(name, self).map(SourceEvent::EndpointSlice)
     }
+
+    fn undecodable(name: ObjectName, problem: Problem) -> SourceEvent {
+        SourceEvent::EndpointSlice(Checked::rejected(name, problem))
+    }
 }
 
 impl Watched for trimmed::Node {
@@ -167,6 +185,10 @@ impl Watched for trimmed::Node {
 
     fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
         Some(SourceEvent::Node(convert::node(name, self)))
+    }
+
+    fn undecodable(name: ObjectName, problem: Problem) -> SourceEvent {
+        SourceEvent::Node(Checked::rejected(name, problem))
     }
 }
 
@@ -180,6 +202,10 @@ impl Watched for trimmed::Pod {
     fn version(&self, name: &ObjectName) -> Option<SourceEvent> {
         convert::pod(name, self).map(SourceEvent::Pod)
     }
+
+    fn undecodable(name: ObjectName, problem: Problem) -> SourceEvent {
+        SourceEvent::Pod(Checked::rejected(name, problem))
+    }
 }
 
 /// Nobody listens any more.
@@ -192,6 +218,8 @@ enum End {
     Failed(Timestamp, SourceError),
     /// The API server does not list as a stream.
     NoStream,
+    /// Something came that is no object of the kind.
+    Undecodable(watcher::Error),
 }
 
 impl From<Closed> for End {
@@ -209,8 +237,10 @@ struct Follower {
     kind: Kind,
     /// Since when the state may be stale; `None` while it is fresh.
     stale_since: Option<Timestamp>,
-    /// Whether it was told of the kind that it can be had, or that it can't.
-    judged: bool,
+    /// Whether all of them were listed once.
+    listed: bool,
+    /// Whether objects are taken as what comes.
+    lenient: bool,
 }
 
 /// Follows a kind of object in a task of its own.
@@ -222,7 +252,8 @@ fn follow<K: Watched>(options: &Options, node: &str, sender: &mpsc::Sender<Recei
         retry: Retry::new(options),
         kind: K::WATCHED,
         stale_since: Some(Timestamp::now()),
-        judged: false,
+        listed: false,
+        lenient: false,
     };
     tokio::spawn(async move {
         // The only way out is that nobody listens any more.
@@ -234,8 +265,13 @@ impl Follower {
     async fn run<K: Watched>(&mut self) -> Closed {
         loop {
             let (since, error) = match connect(&self.options).await {
-                Ok((client, url)) => match self.watch::<K>(Api::all(client), &url).await {
+                Ok((client, url)) => match self.follow::<K>(client, &url).await {
                     End::Closed => return Closed,
+                    End::Undecodable(error) => {
+                        tracing::warn!(kind = %self.kind, %error, "the API server sends what is no such object: all are decoded one by one");
+                        self.lenient = true;
+                        continue;
+                    }
                     End::NoStream => {
                         tracing::debug!(kind = %self.kind, "the API server does not list as a stream: listing in pages");
                         self.options.listing = Listing::Pages;
@@ -251,9 +287,16 @@ impl Follower {
         }
     }
 
+    async fn follow<K: Watched>(&mut self, client: Client, url: &str) -> End {
+        if self.lenient {
+            self.watch::<Lenient<K>>(Api::all(client), url).await
+        } else {
+            self.watch::<K>(Api::all(client), url).await
+        }
+    }
+
     /// Tells that the state is stale, since then unless it has been so for longer.
     async fn stale(&mut self, since: Timestamp, error: SourceError) -> Result<(), Closed> {
-        self.judged = true;
         let since = *self.stale_since.get_or_insert(since);
         self.send(SourceEvent::Health(self.kind, Health::Stale { since, error })).await
     }
@@ -263,15 +306,19 @@ impl Follower {
         let config = K::select(watcher::Config::default(), &self.node);
         let config = if self.options.listing == Listing::Stream { config.streaming_lists() } else { config };
         let mut events = std::pin::pin!(watcher(api, config));
-        let mut listed = false;
+        // Whether a list has begun, and whether it is complete.
+        let (mut listing, mut listed) = (false, false);
         let patience = tokio::time::Instant::now() + self.options.patience;
+        let mut is_patient = self.listed || self.kind.is_essential();
+        let lately = self.options.silence_max + TAKEN_UP;
         // When a watch broke that may have been taken up since.
         let mut broke: Option<(Instant, Timestamp)> = None;
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
                 () = self.sender.closed() => return End::Closed,
-                () = tokio::time::sleep_until(patience), if !self.judged && !self.kind.is_essential() => {
+                () = tokio::time::sleep_until(patience), if !is_patient => {
+                    is_patient = true;
                     let slow = SourceError::Slow { url: url.to_owned(), after: self.options.patience };
                     match self.stale(Timestamp::now(), slow).await {
                         Ok(()) => continue,
@@ -285,7 +332,12 @@ impl Follower {
             }
             let told = match event {
                 Some(Ok(Event::Init)) => {
-                    listed = false;
+                    if listing {
+                        // The watcher begins anew at once, and as often as it is broken off.
+                        let error = SourceError::ListBrokeOff { url: url.to_owned() };
+                        return End::Failed(Timestamp::now(), error);
+                    }
+                    (listing, listed) = (true, false);
                     self.send(SourceEvent::Init(self.kind)).await
                 }
                 Some(Ok(Event::InitApply(object))) => self.version(&object, true).await,
@@ -298,7 +350,7 @@ impl Follower {
                     }
                 },
                 Some(Ok(Event::InitDone)) => {
-                    listed = true;
+                    (listing, listed, is_patient) = (false, true, true);
                     self.retry.reset();
                     self.fresh().await
                 }
@@ -306,10 +358,15 @@ impl Follower {
                     if is_no_stream(&error) && self.options.listing == Listing::Stream {
                         return End::NoStream;
                     }
+                    if is_undecodable(&error) && !self.lenient {
+                        return End::Undecodable(error);
+                    }
                     let broken = matches!(error, watcher::Error::WatchFailed(_) | watcher::Error::WatchError(_));
-                    let lately = broke.filter(|(at, _)| at.elapsed() < LATELY).map(|(_, since)| since);
-                    let since = lately.unwrap_or_else(Timestamp::now);
-                    if !listed || !broken || lately.is_some() {
+                    let before = broke.filter(|(at, _)| at.elapsed() < lately).map(|(_, since)| since);
+                    // Of one that has said nothing: the last word came before.
+                    let silence = if is_timeout(&error) { self.options.silence_max } else { Duration::ZERO };
+                    let since = before.unwrap_or_else(|| Timestamp::now() - silence);
+                    if !listed || !broken || before.is_some() {
                         let source = Box::new(error);
                         return End::Failed(since, SourceError::Watch { url: url.to_owned(), source });
                     }
@@ -349,7 +406,7 @@ impl Follower {
     }
 
     async fn fresh(&mut self) -> Result<(), Closed> {
-        self.judged = true;
+        self.listed = true;
         self.send(SourceEvent::InitDone(self.kind)).await?;
         if self.stale_since.take().is_some() {
             self.send(SourceEvent::Health(self.kind, Health::Fresh)).await?;
@@ -398,6 +455,13 @@ fn is_no_stream(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
 }
 
+/// Whether the API server has said nothing for too long.
+fn is_timeout(error: &watcher::Error) -> bool {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    let is_timeout = |error: &std::io::Error| error.kind() == std::io::ErrorKind::TimedOut;
+    causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).any(is_timeout)
+}
+
 /// A client, and what errors call the API server. Its configuration is read anew.
 ///
 /// # Errors
@@ -418,8 +482,11 @@ pub async fn connect(options: &Options) -> Result<(Client, String), SourceError>
     config.read_timeout = Some(options.silence_max);
     // Retries are made, and told of, here.
     config.default_retry = false;
-    match Client::try_from(config) {
-        Ok(client) => Ok((client, url)),
+    match ClientBuilder::try_from(config) {
+        Ok(client) => {
+            let limit = RateLimitLayer::new(REQUESTS, Duration::from_secs(1));
+            Ok((client.with_layer(&limit).build(), url))
+        }
         Err(source) => Err(SourceError::Client { url, source: Box::new(source) }),
     }
 }

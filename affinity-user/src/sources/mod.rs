@@ -17,6 +17,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use kube::runtime::watcher;
 use thiserror::Error;
 
 use self::documents::{Contents, Version};
@@ -109,7 +110,7 @@ pub enum SourceError {
         /// The API server.
         url: String,
         /// What it said.
-        source: Box<kube::runtime::watcher::Error>,
+        source: Box<watcher::Error>,
     },
     /// The API server has not answered for some time.
     #[error("{url}: no list after {after:?}; still waiting")]
@@ -118,6 +119,12 @@ pub enum SourceError {
         url: String,
         /// For how long.
         after: Duration,
+    },
+    /// A list ended before it was complete.
+    #[error("{url}: a list broke off")]
+    ListBrokeOff {
+        /// The API server.
+        url: String,
     },
     /// A watch ended that should not.
     #[error("{url}: the watch ended")]
@@ -133,6 +140,20 @@ pub enum SourceError {
         /// What the system said.
         source: Arc<std::io::Error>,
     },
+}
+
+impl SourceError {
+    /// Whether a kind can't be had from an API server that is there: it refuses, or takes its time. Of one that is away, or about to
+    /// come, nothing is known yet.
+    fn says_no(&self) -> bool {
+        let Self::Watch { source, .. } = self else { return matches!(self, Self::Slow { .. }) };
+        let refused = match &**source {
+            watcher::Error::InitialListFailed(kube::Error::Api(status))
+            | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
+            _ => None,
+        };
+        refused.is_some_and(|code| !matches!(code, 429 | 503))
+    }
 }
 
 impl SourceEvent {
@@ -160,7 +181,9 @@ impl SourceEvent {
             Self::InitDone(kind) => model.finish(kind),
             Self::File(path, problems) => model.report_file(&path, problems),
             Self::Health(kind, health) => {
-                if let Health::Stale { .. } = health {
+                if let Health::Stale { error, .. } = &health
+                    && error.says_no()
+                {
                     model.give_up(kind);
                 }
                 return Some((kind, health));

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How many reports may wait.
-const BACKLOG: usize = 64;
+const BACKLOG: usize = 4096;
 /// The longest wait before an event; half of it on average. It spreads a cluster's nodes, and limits each.
 const SPREAD: Duration = Duration::from_secs(1);
 /// The longest note and action that the API takes, in bytes.

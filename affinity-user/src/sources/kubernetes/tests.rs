@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -176,6 +177,8 @@ struct Told {
     kind: Kind,
     events: mpsc::Receiver<Received>,
     model: Model,
+    /// Since when it was stale, when that was told last.
+    since: Option<Timestamp>,
 }
 
 impl Told {
@@ -184,7 +187,7 @@ impl Told {
     }
 
     fn of(kind: Kind, options: &Options) -> Self {
-        Self { kind, events: watch(options, "node-1"), model: Model::new("node-1") }
+        Self { kind, events: watch(options, "node-1"), model: Model::new("node-1"), since: None }
     }
 
     async fn next(&mut self) -> String {
@@ -198,7 +201,10 @@ impl Told {
                 SourceEvent::Delete(kind, name) => (*kind, format!("delete {name}")),
                 SourceEvent::InitDone(kind) => (*kind, "done".into()),
                 SourceEvent::Health(kind, Health::Fresh) => (*kind, "fresh".into()),
-                SourceEvent::Health(kind, Health::Stale { error, .. }) => (*kind, format!("stale: {error}")),
+                SourceEvent::Health(kind, Health::Stale { error, since }) => {
+                    self.since = Some(*since);
+                    (*kind, format!("stale: {error}"))
+                }
                 _ => continue,
             };
             event.enter(&mut self.model);
@@ -347,11 +353,80 @@ async fn a_relist_that_breaks_off_deletes_nothing() {
 }
 
 #[tokio::test]
-async fn a_watch_that_says_nothing_is_taken_up_anew() {
-    let script = vec![Watch(vec![added("a", 1), bookmark()], Hold), Watch(vec![modified("a", 102)], Hold), Status(500)];
+async fn a_list_that_is_broken_off_again_and_again_is_stale() {
+    let script = vec![
+        Watch(vec![added("a", 1), added("b", 2), bookmark(), gone()], End),
+        // The watcher says nothing of either.
+        Watch(vec![added("b", 2)], Break),
+        Watch(vec![added("b", 2)], Break),
+        Watch(vec![added("b", 2), bookmark()], Hold),
+        Status(500),
+    ];
+    let lines =
+        ["init", "apply shop/a", "apply shop/b", "done", "fresh", "init", "apply shop/b", "stale: http://127.0.0.1:…"];
+    let (_server, mut told) = check(script, &lines).await;
+    assert_eq!(told.services(), ["a", "b"]);
+    told.expect(&["init", "apply shop/b", "done", "fresh"]).await;
+    assert_eq!(told.services(), ["b"]);
+}
+
+#[tokio::test]
+async fn a_watch_that_says_nothing_is_taken_up_anew_and_then_stale() {
+    let script = vec![
+        Watch(vec![added("a", 1), bookmark()], Hold),
+        Watch(vec![modified("a", 102)], Hold),
+        Watch(vec![], Hold),
+        Watch(vec![added("a", 103), bookmark()], Hold),
+        Status(500),
+    ];
     let server = Server::start(script).await;
-    let mut told = Told::by(&Options { silence_max: Duration::from_millis(200), ..options(&server.kubeconfig) });
+    let silence_max = Duration::from_millis(200);
+    let mut told = Told::by(&Options { silence_max, ..options(&server.kubeconfig) });
     told.expect(&["init", "apply shop/a", "done", "fresh", "apply shop/a"]).await;
+    let last_word = Timestamp::now();
+    told.expect(&["stale: http://127.0.0.1:…"]).await;
+    let since = told.since.expect("a time");
+    assert!(
+        since.duration_since(last_word) < SignedDuration::from_millis(150),
+        "{since}, the last word at {last_word}"
+    );
+    assert!(Timestamp::now().duration_since(last_word) >= SignedDuration::from_millis(400));
+    told.expect(&["init", "apply shop/a", "done", "fresh"]).await;
+}
+
+/// One that no API server would store, as a broken mirror of it may send.
+fn broken(kind: &str, name: &str) -> Value {
+    let mut event = added(name, 7);
+    event["type"] = kind.into();
+    event["object"]["spec"]["ports"][0]["port"] = json!(70_000_000_000_u64);
+    event
+}
+
+#[tokio::test]
+async fn what_is_no_service_is_named_and_keeps_no_other_from_being_served() {
+    let list = || vec![added("a", 1), broken("ADDED", "b"), added("c", 3), bookmark()];
+    let script = vec![Watch(list(), Hold), Watch(list(), Hold), Status(500)];
+    let lines = ["init", "apply shop/a", "init", "apply shop/a", "apply shop/b", "apply shop/c", "done", "fresh"];
+    let (_server, told) = check(script, &lines).await;
+    assert_eq!(told.services(), ["a", "c"]);
+    let rejected: Vec<String> = told.model.rejections().map(|rejection| rejection.to_string()).collect();
+    assert_eq!(rejected.len(), 1);
+    let says = "Service shop/b: spec.ports[0].port: ";
+    assert!(rejected[0].starts_with(says) && rejected[0].contains("70000000000"), "{rejected:?}");
+}
+
+#[tokio::test]
+async fn what_is_no_service_any_more_keeps_its_last_good_version() {
+    let script = vec![
+        Watch(vec![added("a", 1), added("b", 2), bookmark(), broken("MODIFIED", "b"), deleted("a", 8)], Hold),
+        Watch(vec![broken("ADDED", "b"), bookmark(), modified("b", 9)], Hold),
+        Status(500),
+    ];
+    let lines = ["init", "apply shop/a", "apply shop/b", "done", "fresh", "init", "apply shop/b", "done"];
+    let (_server, mut told) = check(script, &lines).await;
+    assert_eq!((told.services(), told.model.rejections().count()), (vec!["b".to_owned()], 1));
+    told.expect(&["apply shop/b"]).await;
+    assert_eq!(told.model.rejections().count(), 0);
 }
 
 #[tokio::test]
@@ -413,6 +488,33 @@ async fn pods_that_may_not_be_listed_hold_nothing_up() {
     assert_eq!(told.model.pods().map(|pod| pod.name.to_string()).collect::<Vec<_>>(), ["shop/a"]);
     let query = &server.queries()[0];
     assert!(query.contains("fieldSelector=spec.nodeName%3Dnode-1"), "{query}");
+}
+
+#[tokio::test]
+async fn of_an_api_server_that_is_away_nobody_knows_whether_pods_may_be_listed() {
+    let server = Server::start_for(PODS, vec![Status(503), Status(403), Status(503)]).await;
+    let mut told = Told::of(Kind::Pod, &options(&server.kubeconfig));
+    told.expect(&["stale: http://127.0.0.1:…"]).await;
+    assert!(!told.model.is_heard(Kind::Pod), "it is not ready");
+    told.expect(&["stale: http://127.0.0.1:…"]).await;
+    assert!(told.model.is_heard(Kind::Pod), "it refuses");
+
+    let closed = Server::start(vec![]).await;
+    tokio::task::yield_now().await;
+    let mut told = Told::of(Kind::Pod, &options(&closed.kubeconfig));
+    while !told.next().await.contains("Connection refused") {}
+    assert!(!told.model.is_heard(Kind::Pod));
+}
+
+#[tokio::test]
+async fn pods_that_may_be_listed_again_are_waited_for() {
+    let script = vec![Status(403), Watch(vec![pod("a")], Hold), Status(500)];
+    let server = Server::start_for(PODS, script).await;
+    let mut told = Told::of(Kind::Pod, &options(&server.kubeconfig));
+    told.expect(&["stale: http://127.0.0.1:…"]).await;
+    assert!(told.model.is_heard(Kind::Pod));
+    told.expect(&["init"]).await;
+    assert!(!told.model.is_heard(Kind::Pod));
 }
 
 #[tokio::test]
