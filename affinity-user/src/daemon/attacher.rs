@@ -32,8 +32,8 @@ pub(super) struct Attached {
     /// Interfaces that could not be attached to.
     pub problems: Vec<ProblemStatus>,
     pub attaching: AttachingStatus,
-    /// The addresses of the node.
-    pub addresses: Vec<NodeAddress>,
+    /// The addresses of the node; `None` as long as they are not known.
+    pub addresses: Option<Vec<NodeAddress>>,
 }
 
 /// A handle of the thread, which ends when this is dropped. The programs stay where they are.
@@ -66,6 +66,7 @@ impl Attacher {
             unattached: BTreeMap::new(),
             retry: None,
             seen_interfaces: false,
+            knows_addresses: false,
             waits: Waits::default(),
             duration,
             attached: attached.clone(),
@@ -110,6 +111,7 @@ struct Worker {
     unattached: BTreeMap<u32, Unattached>,
     retry: Option<Instant>,
     seen_interfaces: bool,
+    knows_addresses: bool,
     waits: Waits,
     duration: Histogram,
     attached: Arc<Mutex<Attached>>,
@@ -135,12 +137,16 @@ impl Worker {
         watcher.abort();
         if let Ok(Err(error)) = watcher.await {
             tracing::error!(%error, "interfaces are not followed any more: pods that come are not served by TC");
+            // Nobody is to wait for them.
+            self.knows_addresses = true;
+            self.tell();
         }
     }
 
     fn follow(&mut self, at: Instant, event: LinkEvent) {
         let is_all = matches!(event, LinkEvent::All(_));
         let are_addresses = matches!(event, LinkEvent::Addresses(_));
+        self.knows_addresses |= are_addresses;
         let actions = self.follower.follow(event);
         let has_acted = !actions.is_empty() || are_addresses;
         let is_first = is_all && !self.seen_interfaces;
@@ -226,7 +232,7 @@ impl Worker {
             attachments: self.datapath.attachments().cloned().collect(),
             problems: problems.collect(),
             attaching: self.waits.status(),
-            addresses: self.follower.addresses().to_vec(),
+            addresses: self.knows_addresses.then(|| self.follower.addresses().to_vec()),
         };
         (self.changed)();
     }

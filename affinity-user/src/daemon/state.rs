@@ -60,6 +60,8 @@ pub(super) struct State {
     pods_are_served: bool,
     /// Whether the keeper was told of pods at all.
     told_pods: bool,
+    /// Whether the node's addresses are known.
+    knows_addresses: bool,
     /// What happened before that was for another process to answer.
     started: Timestamp,
     metrics: Arc<Metrics>,
@@ -111,6 +113,7 @@ impl State {
             ignored: IgnoredTriggers::default(),
             pods_are_served: options.keeper.pods,
             told_pods: false,
+            knows_addresses: false,
             started: Timestamp::now(),
             metrics,
             logged: BTreeSet::new(),
@@ -176,7 +179,7 @@ impl State {
             .problems()
             .filter_map(|problem| match &problem.subject {
                 Subject::ServicePort(name) => Some(&name.service),
-                Subject::Stray(_) => None,
+                Subject::Stray(_) | Subject::Addresses => None,
             })
             .collect();
         let now = Timestamp::now();
@@ -209,9 +212,9 @@ impl State {
     }
 
     /// Programs what has changed. A service is not programmed without its endpoints, nor without this node's zone, which may
-    /// decide who gets which clients: what is listed waits until all is.
+    /// decide who gets which clients, or its addresses, which node ports may be at: what is listed waits until all is.
     pub(super) fn program(&mut self) {
-        let syncs = self.model.is_synced() && !self.reconciler.is_synced();
+        let syncs = self.model.is_synced() && self.knows_addresses && !self.reconciler.is_synced();
         if !syncs && !self.reconciler.is_synced() {
             return;
         }
@@ -251,7 +254,6 @@ impl State {
         if syncs {
             self.reconciler.withhold(|name| model.is_withheld(name));
             let report = self.reconciler.sync(changes);
-            tracing::info!("every source has synced");
             if self.model.node().is_none() {
                 tracing::warn!(node = self.model.node_name(), "no such Node is known: topology hints are not followed");
             }
@@ -357,8 +359,10 @@ impl State {
 
     /// The node's interfaces, or their addresses, have changed.
     pub(super) fn links_changed(&mut self) {
-        let addresses = self.threads.attacher.attached().addresses;
-        self.model.set_node_addresses(addresses.iter().map(|address| address.addr).collect());
+        if let Some(addresses) = self.threads.attacher.attached().addresses {
+            self.knows_addresses = true;
+            self.model.set_node_addresses(addresses.iter().map(|address| address.addr).collect());
+        }
         self.program();
         self.touch();
     }

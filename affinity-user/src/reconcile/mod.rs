@@ -145,7 +145,7 @@ impl Task {
             sharing: &self.sharing,
             name: match &self.subject {
                 Subject::ServicePort(name) => Some(name),
-                Subject::Stray(_) => None,
+                Subject::Stray(_) | Subject::Addresses => None,
             },
             plan: self.plan.as_ref().and_then(|(plan, index)| plan.ports.get(*index)),
         }
@@ -212,6 +212,7 @@ impl Reconciler {
             return Report::default();
         }
         self.synced = true;
+        let before = self.shared.counts;
         let report = self.bring_about(self.everything());
         self.forget_stray_rows();
         self.settle_addresses();
@@ -219,6 +220,9 @@ impl Reconciler {
         self.v4.sweeper.look_through(now);
         self.v6.sweeper.look_through(now);
         self.pack();
+        let (written, removed) =
+            (self.shared.counts.written - before.written, self.shared.counts.removed - before.removed);
+        tracing::info!(written, removed, "the maps hold what every source wants");
         report
     }
 
@@ -370,7 +374,7 @@ impl Reconciler {
                     match (outcome, subject) {
                         (Outcome::Waits, Subject::ServicePort(name)) => report.waiting.push(name),
                         (_, Subject::ServicePort(name)) => report.programmed.push(name),
-                        (_, Subject::Stray(_)) => {}
+                        (_, Subject::Stray(_) | Subject::Addresses) => {}
                     }
                 }
             }
@@ -423,6 +427,10 @@ impl Reconciler {
             Subject::Stray(id) => {
                 return Ok(Some(Task { subject: subject.clone(), id: *id, sharing: Vec::new(), plan: None }));
             }
+            Subject::Addresses => {
+                self.try_settle_addresses()?;
+                return Ok(None);
+            }
         };
         let has_frontends = |port: &PortPlan| !port.v4.frontends.is_empty() || !port.v6.frontends.is_empty();
         if last.as_ref().is_none_or(|plan| plan.name != name.service) {
@@ -464,14 +472,19 @@ impl Reconciler {
         }
     }
 
-    /// Brings the addresses and their filter to the frontends that there are.
+    /// Brings the addresses and their filter to the frontends that there are. What fails is tried again.
     fn settle_addresses(&mut self) {
+        match self.try_settle_addresses() {
+            Ok(()) => self.problems.solved(&Subject::Addresses),
+            Err(error) => self.problems.failed(Subject::Addresses, error.into(), self.shared.now()),
+        }
+    }
+
+    fn try_settle_addresses(&mut self) -> Result<(), TableError> {
         let settled = self.v4.settle_addresses(&mut self.shared, self.synced);
         let settled = settled.and(self.v6.settle_addresses(&mut self.shared, self.synced));
         let Shared { filter, tables, counts, .. } = &mut self.shared;
-        if let Err(error) = settled.and(filter.settle(tables, counts)) {
-            tracing::warn!(%error, "what is known of services' addresses is put right by the next comparison");
-        }
+        settled.and(filter.settle(tables, counts))
     }
 }
 

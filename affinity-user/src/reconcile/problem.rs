@@ -62,6 +62,8 @@ pub enum Subject {
     ServicePort(ServicePortName),
     /// What the maps hold of a service port whose name nobody knows: to be taken out.
     Stray(ServiceId),
+    /// What is known of services' addresses, over all of them: their filter, and addresses without a frontend.
+    Addresses,
 }
 
 impl fmt::Display for Subject {
@@ -69,6 +71,7 @@ impl fmt::Display for Subject {
         match self {
             Self::ServicePort(name) => name.fmt(f),
             Self::Stray(id) => write!(f, "service id {id}, which has no name"),
+            Self::Addresses => f.write_str("services' addresses"),
         }
     }
 }

@@ -73,6 +73,8 @@ impl<F: Family> Sweeper<F> {
         has_affinity: impl Fn(ServiceId) -> bool,
     ) -> Result<(), TableError> {
         if self.queue.is_empty() && self.due.is_some_and(|due| due <= now) {
+            // Where they can't be listed: later.
+            self.due = Some(now + REST);
             self.queue = table.keys()?;
             self.queue.retain(|key| !has_affinity(key.service));
             self.due = None;

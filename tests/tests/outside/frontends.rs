@@ -162,6 +162,8 @@ fn clients_outside_do_not_notice_that_the_daemon_dies() -> Result<()> {
 #[test]
 fn no_datagram_from_outside_is_lost_while_daemons_come_and_go() -> Result<()> {
     let mut site = Site::new(Wanted { without_local_pod: true, ..Wanted::default() })?;
+    // Where node ports are is not known before the node's addresses are.
+    site.daemon.options().arguments.extend(["--nodeport-addresses", "all"].map(str::to_owned));
     let (netns, over) = (&site.lab.outside.netns.clone(), &AtomicBool::new(false));
     let options = &ClientOptions::default().within(SECOND);
     let answered = thread::scope(|scope| {

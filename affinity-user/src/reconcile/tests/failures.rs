@@ -336,3 +336,19 @@ fn an_audit_repairs_every_map() {
     assert_ne!(memory.ids.get(&ONLY).unwrap().unwrap(), NextIds::default());
     assert_eq!(world.reconciler.counts().differences, 15);
 }
+
+#[test]
+fn a_filter_that_can_not_be_put_right_is_told_of_and_tried_again() {
+    let mut world = World::new(&SIZES);
+    world.reconciler.synced();
+    world.apply([service(1, [1])]);
+    let (mut filter, before) = (world.memory.service_filter.clone(), world.memory.service_filter.entries().unwrap());
+    let (word, _) = *before.iter().find(|(_, word)| word.bits != 0).expect("a bit");
+    filter.remove(&word).unwrap();
+    world.faults.fail_map("service_filter", REFUSED);
+    world.reconciler.audit().unwrap();
+    assert_eq!(world.problems(), ["services' addresses: service_filter: can't write an entry: ENOMEM: Out of memory"]);
+    world.faults.clear();
+    world.retry_until_well();
+    assert_eq!(world.memory.service_filter.entries().unwrap(), before);
+}
