@@ -6,7 +6,8 @@
 //! 1. The maps of the new layout are made, and filled from those of the old one, entry by entry, by a converter that knows
 //!    both ([`CHANGES`]).
 //! 2. The programs are replaced, link by link, each in one step.
-//! 3. What the programs of the earlier version have added meanwhile is carried over too, where the new maps know no better.
+//! 3. What the programs of the earlier version have added meanwhile to maps that they write is carried over too, where the new maps
+//!    know no better.
 //! 4. The maps are the new layout's from now on (`config.layout`), and the old pins go.
 //!
 //! A daemon that ends before the fourth step has taken nothing from its predecessor: that one may go on, or the next one does
@@ -49,6 +50,9 @@ struct Change {
     value_size: usize,
     /// The map of this layout.
     new: MapSpec,
+    /// Whether programs write it. One that user space alone writes is its own again once it runs: what it takes out must not come
+    /// back.
+    is_programs: bool,
     /// An entry in the new layout; `None` if it is not to be carried over.
     convert: fn(&[u8], &[u8]) -> Option<Entry>,
 }
@@ -72,6 +76,7 @@ const fn frontends_of_3<F: Family>(pin: &'static str) -> Change {
         key_size: size_of::<FrontendKey<F>>(),
         value_size: size_of::<[u32; 6]>(),
         new: frontends::spec::<F>(),
+        is_programs: false,
         convert: frontend_of_3,
     }
 }
@@ -99,6 +104,7 @@ const fn sockets_of_3<F: Family>(pin: &'static str, value_size: usize) -> Change
         key_size: size_of::<SocketKey<F>>(),
         value_size,
         new: sockets::spec::<F>(),
+        is_programs: true,
         convert: socket_of_3::<F>,
     }
 }
@@ -160,12 +166,13 @@ impl Migration {
 
     /// Carries over all that the old maps hold. Returns how many entries that are.
     pub fn copy(&self) -> Result<usize, LoadError> {
-        self.carry(Existing::Replace)
+        self.moves.iter().map(|it| it.carry(&self.pin_dir, Existing::Replace)).sum()
     }
 
-    /// Carries over what the old maps hold and the new ones do not, and takes the old maps out of the way.
-    pub fn finish(self) -> Result<usize, LoadError> {
-        let carried = self.carry(Existing::Keep)?;
+    /// Carries over what programs have written to the old maps and the new ones do not hold, and takes the old maps out of the way.
+    pub fn finish(&self) -> Result<usize, LoadError> {
+        let moves = self.moves.iter().filter(|it| it.change.is_programs);
+        let carried = moves.map(|it| it.carry(&self.pin_dir, Existing::Keep)).sum::<Result<_, _>>()?;
         for pin in self.moves.iter().map(|it| it.change.pin).chain(GONE.iter().copied()) {
             let path = self.pin_dir.join(pin);
             if let Err(error) = fs::remove_file(&path)
@@ -176,15 +183,11 @@ impl Migration {
         }
         Ok(carried)
     }
-
-    fn carry(&self, existing: Existing) -> Result<usize, LoadError> {
-        self.moves.iter().map(|it| it.carry(&self.pin_dir, existing)).sum()
-    }
 }
 
 impl Move {
     fn carry(&self, pin_dir: &Path, existing: Existing) -> Result<usize, LoadError> {
-        let Change { pin: before, key_size, value_size, new, convert } = self.change;
+        let Change { pin: before, key_size, value_size, new, is_programs: _, convert } = self.change;
         let failed = |error: std::io::Error| LoadError::MapAccess { map: before, source: error.into() };
         let target = MapData::from_pin(pin_dir.join(pin::name(new)));
         let target = target.map_err(|source| LoadError::MapAccess { map: new.name, source })?;

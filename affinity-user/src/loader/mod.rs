@@ -164,9 +164,10 @@ impl Datapath {
         for stale in pin::STALE {
             let _ = fs::remove_file(self.pin_dir.join(stale));
         }
-        let Some(migration) = self.migration.take() else { return Ok(()) };
+        let Some(migration) = &self.migration else { return Ok(()) };
         let entries = migration.finish()?;
         maps::claim(&mut self.object, migrate::FROM, LAYOUT)?;
+        self.migration = None;
         tracing::info!(layout = LAYOUT, entries, "the maps are of another layout now");
         Ok(())
     }

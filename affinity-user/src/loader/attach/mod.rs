@@ -127,7 +127,8 @@ pub(super) fn attach(
         AttachMode::Clsact => by_clsact(object).map(|()| Mode::Clsact),
         AttachMode::Auto => match by_tcx(object) {
             Ok(()) => Ok(Mode::Tcx),
-            Err(error) if error.is_gone() => Err(error),
+            // Links that are there go on until they can be replaced.
+            Err(error) if error.is_gone() || tcx::is_attached(&links, ifindex) => Err(error),
             // A kernel before 6.6 knows no such link.
             Err(_) => by_clsact(object).map(|()| Mode::Clsact),
         },

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{ProgramError, SchedClassifier};
 
 use super::{Direction, Mode, Setting, Target};
 use crate::loader::{LoadError, program};
@@ -39,11 +39,13 @@ pub(super) fn attach(
     let path = Pin::path(links, target.ifindex, direction);
     let program = program(object, direction.program())?;
     if path.exists() {
-        if adopt(program, &path, target, direction) {
-            return Ok(());
+        match adopt(program, &path, target, direction) {
+            Ok(true) => return Ok(()),
+            // A link of an interface that had the same index, or no link: it can be no use.
+            Ok(false) => drop(fs::remove_file(&path)),
+            // What is there goes on until it can be replaced.
+            Err(error) => return Err(target.failed(direction, Mode::Tcx, &error)),
         }
-        // A link of an interface that had the same index, or no link: it can be no use.
-        let _ = fs::remove_file(&path);
     }
     // Before the CNI's programs, which are to see what we have made of the packet.
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -58,17 +60,23 @@ pub(super) fn attach(
     Ok(())
 }
 
-/// Puts the program into a pinned link, if that is attached to the interface.
-fn adopt(program: &mut SchedClassifier, path: &Path, target: &Target<'_>, direction: Direction) -> bool {
-    let Ok(link) = PinnedLink::from_pin(path).map(FdLink::from) else { return false };
-    let Ok(info) = link.info() else { return false };
-    let Ok((_, attached)) = SchedClassifier::query_tcx(target.name, direction.hook()) else { return false };
+/// Puts the program into a pinned link, if that is attached to the interface; returns whether it is.
+fn adopt(
+    program: &mut SchedClassifier,
+    path: &Path,
+    target: &Target<'_>,
+    direction: Direction,
+) -> Result<bool, ProgramError> {
+    let Ok(link) = PinnedLink::from_pin(path).map(FdLink::from) else { return Ok(false) };
+    let Ok(info) = link.info() else { return Ok(false) };
+    let (_, attached) = SchedClassifier::query_tcx(target.name, direction.hook())?;
     if !attached.iter().any(|program| program.id() == info.program_id()) {
-        return false;
+        return Ok(false);
     }
     // The link goes on by its pin when its descriptor is closed.
-    let Ok(link) = SchedClassifierLink::try_from(link) else { return false };
-    program.attach_to_link(link).and_then(|id| program.take_link(id)).is_ok()
+    let Ok(link) = SchedClassifierLink::try_from(link) else { return Ok(false) };
+    program.attach_to_link(link).and_then(|id| program.take_link(id))?;
+    Ok(true)
 }
 
 /// Removes the pinned links that are to go; with its pin a link goes, too.
