@@ -38,6 +38,11 @@ impl Client {
         Ok(Self { name: format!("{}@{}", pod.name, pod.node), pid, is_host: pod.is_host })
     }
 
+    /// The node that it is on.
+    pub fn node(&self) -> &str {
+        self.name.rsplit_once('@').map_or("", |(_, node)| node)
+    }
+
     /// Asks this often, and returns what came of it.
     pub fn ask(&self, question: Question, server: SocketAddr, count: u64) -> Result<Seen> {
         self.begin(question, server, Some(count), Duration::ZERO)?.wait()

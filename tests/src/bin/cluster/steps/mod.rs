@@ -75,6 +75,7 @@ pub fn run(lab: &Lab, suite: &mut Suite, short: bool) -> Result<()> {
         step("pod-unready", false, &|| endpoints::pod_unready(&world));
         step("terminating-with-connections", false, &|| endpoints::terminating(&world));
         step("affinity-off-and-on", way == Way::Packets, &|| service::off_and_on(&world));
+        step("traffic-distribution", way == Way::Packets, &|| service::near(&world));
         step("timeout", false, &|| service::timeout(&world));
         step("rolling-update", false, &|| endpoints::rolling_update(&world));
         step("scale", false, &|| endpoints::scale(&world));
@@ -126,16 +127,17 @@ impl<'a> World<'a> {
 
     /// Waits until every node has this many pods of the web service that take new sessions, a backend for each family.
     fn wait_for_backends(&self, count: usize) -> Result<()> {
-        for node in NODES {
-            let what = format!("{count} backends on {node}");
-            eventually(&what, || {
-                let rows: Vec<affinity_tests::view::ServiceRow> = self.lab.affinity(node, &["service", "list"])?;
-                let mut ports = rows.iter().filter(|row| row.service == "demo/web");
-                let complete = ports.clone().count() == 2 && ports.all(|row| row.eligible == 2 * count);
-                Ok(complete.then_some(()))
-            })?;
-        }
-        Ok(())
+        NODES.iter().try_for_each(|node| self.wait_for_backends_on(node, count))
+    }
+
+    /// Waits until a node has them.
+    fn wait_for_backends_on(&self, node: &str, count: usize) -> Result<()> {
+        eventually(&format!("{count} backends on {node}"), || {
+            let rows: Vec<affinity_tests::view::ServiceRow> = self.lab.affinity(node, &["service", "list"])?;
+            let mut ports = rows.iter().filter(|row| row.service == "demo/web");
+            let complete = ports.clone().count() == 2 && ports.all(|row| row.eligible == 2 * count);
+            Ok(complete.then_some(()))
+        })
     }
 
     /// Has every client ask the web service without end, by HTTP over both families and by datagrams, and names and the API

@@ -1,9 +1,10 @@
 //! A service that changes under its clients.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use affinity_tests::view::{ServiceRow, SessionRow};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{World, pod_of, rest};
 use crate::lab::{DEMO, NODES, eventually};
@@ -52,12 +53,41 @@ pub fn off_and_on(world: &World<'_>) -> Result<Figures> {
     Ok(observed.figures("all of them while affinity was off"))
 }
 
+/// `trafficDistribution`, by the hints that the cluster's controller makes of it: each client stays on its node, and in its zone (each
+/// node has one of its own). A client whose pod is elsewhere is led to a near one, and stays there when it need not any more.
+pub fn near(world: &World<'_>) -> Result<Figures> {
+    let pods: BTreeMap<String, String> = world.lab.web()?.into_iter().map(|pod| (pod.name, pod.node)).collect();
+    let on = |node: &str| pods.values().filter(|at| *at == node).count();
+    ensure!(NODES.iter().all(|node| on(node) > 0), "a node has no pod: {pods:?}");
+    let mut observed = Observed::default();
+    for wanted in ["PreferSameNode", "PreferSameZone", "PreferClose"] {
+        patch(world, &format!(r#"{{"trafficDistribution": "{wanted}"}}"#), Some(10800))?;
+        for node in NODES {
+            world.wait_for_backends_on(node, on(node)).with_context(|| wanted.to_owned())?;
+        }
+        for client in &world.clients {
+            let own = client.node();
+            for server in world.web.both() {
+                let seen = client.ask(Question::Http, server, 20)?;
+                let far = seen.pods.keys().find(|pod| pods.get(*pod).is_none_or(|node| node != own));
+                ensure!(far.is_none(), "{wanted}: {} came to {far:?}", client.name);
+                ensure!(seen.pods.len() == 1, "{wanted}: {} was on {:?}", client.name, seen.pods);
+                observed.note(format!("{} {server} {wanted}", client.name), seen);
+            }
+        }
+    }
+    patch(world, r#"{"trafficDistribution": null}"#, Some(10800))?;
+    world.wait_for_backends(pods.len())?;
+    observed.none_failed()?;
+    Ok(observed.figures("each on its own node"))
+}
+
 /// The timeout of a session is that of the service as it is, not as it was.
 pub fn timeout(world: &World<'_>) -> Result<Figures> {
     const SHORT: u32 = 6;
     let short = r#"{"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 6}}}"#;
     let client = world.clients.iter().find(|client| !client.is_host).unwrap_or(&world.clients[0]);
-    let node = client.name.rsplit_once('@').map_or(NODES[0], |(_, node)| node);
+    let node = client.node();
     let pod = pod_of(client, world.web.v4)?;
     patch(world, short, Some(SHORT))?;
     // Used within the new timeout: it stays.
