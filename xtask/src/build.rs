@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{artifacts, cargo, machine, process, programs, say, setup, toolchain, workspace};
+use crate::{artifacts, cargo, dwarf, machine, process, programs, say, setup, toolchain, workspace};
 
 /// Build the `affinity` binary with the BPF object inside it
 ///
@@ -82,8 +82,11 @@ pub fn object() -> Result<PathBuf> {
     machine::install_missing(&[("make", "make")])?;
     process::run(setup::toolchain()?.build()).context("compiling the datapath")?;
     let object = workspace::object();
-    copy_if_changed(&toolchain::built_object("affinity"), &object)?;
-    copy_if_changed(&toolchain::built_object("affinity-bench"), &workspace::bench_object())?;
+    for (name, to) in [("affinity", &object), ("affinity-bench", &workspace::bench_object())] {
+        let built = toolchain::built_object(name);
+        let content = fs::read(&built).with_context(|| built.display().to_string())?;
+        write_if_changed(&dwarf::stripped(&content)?, to)?;
+    }
     Ok(object)
 }
 
@@ -133,8 +136,7 @@ fn static_target() -> Result<String> {
     Ok(if has_musl { musl } else { format!("{arch}-unknown-linux-gnu") })
 }
 
-fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
-    let content = fs::read(from).with_context(|| from.display().to_string())?;
+fn write_if_changed(content: &[u8], to: &Path) -> Result<()> {
     if fs::read(to).is_ok_and(|present| present == content) {
         return Ok(());
     }
@@ -170,14 +172,12 @@ mod tests {
     fn a_file_is_written_only_where_its_content_changes() -> Result<()> {
         let directory = env::temp_dir().join(format!("affinity-xtask-{}", std::process::id()));
         fs::create_dir_all(&directory)?;
-        let (from, to) = (directory.join("from"), directory.join("deeper/to"));
-        fs::write(&from, "one")?;
-        copy_if_changed(&from, &to)?;
+        let to = directory.join("deeper/to");
+        write_if_changed(b"one", &to)?;
         let before = fs::metadata(&to)?.modified()?;
-        copy_if_changed(&from, &to)?;
+        write_if_changed(b"one", &to)?;
         assert_eq!(fs::metadata(&to)?.modified()?, before);
-        fs::write(&from, "two")?;
-        copy_if_changed(&from, &to)?;
+        write_if_changed(b"two", &to)?;
         assert_eq!(fs::read_to_string(&to)?, "two");
         fs::remove_dir_all(&directory)?;
         Ok(())

@@ -7,6 +7,7 @@ mod build;
 mod cargo;
 mod cases;
 mod cluster;
+mod dwarf;
 mod image;
 mod kernel;
 mod kind;
