@@ -48,8 +48,11 @@ fn remove(directory: &Path) -> io::Result<usize> {
         }
     }
     match fs::remove_dir(directory) {
-        // Something is mounted on it, as in a pod: empty will do.
-        Err(error) if error.kind() != io::ErrorKind::ResourceBusy => Err(error),
-        _ => Ok(files),
+        Ok(()) => Ok(files),
+        // It is mounted, as in a pod, whose own file system may be read-only: empty will do.
+        Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::ReadOnlyFilesystem) => {
+            Ok(files)
+        }
+        Err(error) => Err(error),
     }
 }
