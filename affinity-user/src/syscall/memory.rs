@@ -33,10 +33,15 @@ impl<V: Pod> Elements<V> {
         Ok(Self { memory, count, values: PhantomData })
     }
 
-    /// Writes values from the first element on, as many as have room. A program that reads one meanwhile sees what was there
-    /// or what will be, where it is of at most a word.
-    pub fn store(&mut self, values: &[V]) {
-        for (index, value) in values.iter().take(self.count).enumerate() {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Writes values from an element on, as many as have room. A program that reads one meanwhile sees what was there or what
+    /// will be, where it is of at most a word.
+    pub fn store(&mut self, from: usize, values: &[V]) {
+        for (index, value) in (from..self.count).zip(values) {
             let element = self.memory.as_mut_ptr().wrapping_add(index * Self::STRIDE).cast::<V>();
             // SAFETY: it is within what is mapped, and aligned, as elements are to eight bytes and `V` to no more; programs
             // may read it meanwhile, so it is written as what others see.

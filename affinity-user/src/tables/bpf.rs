@@ -368,11 +368,15 @@ struct BpfArray<V: bytemuck::Pod> {
     map: Array<MapData, Plain<V>>,
     /// Whether its memory can be ours too. One that an earlier version has made can't.
     is_mappable: bool,
+    /// The elements that were written last, and the first of them: what is written next is often next to them.
+    window: Option<(u32, Elements<V>)>,
 }
 
 /// From how many elements on an array's memory is mapped for them: below, a call of the kernel's that writes them takes less time
 /// than one that maps, and another one that unmaps.
 const MAPPED_FROM: usize = 32;
+/// How many elements are mapped at a time.
+const WINDOW: usize = 1 << 14;
 
 impl<V: bytemuck::Pod> BpfArray<V> {
     fn open(spec: &MapSpec, source: impl FnOnce(&MapSpec) -> Result<Map, OpenError>) -> Result<Self, OpenError> {
@@ -383,7 +387,7 @@ impl<V: bytemuck::Pod> BpfArray<V> {
             _ => false, // No array: aya says so next.
         };
         let map = Array::try_from(map).map_err(|source| mismatch(spec, source))?;
-        Ok(Self { name: spec.name, fd, map, is_mappable })
+        Ok(Self { name: spec.name, fd, map, is_mappable, window: None })
     }
 
     fn refused(&self, op: Operation, error: MapError) -> TableError {
@@ -397,14 +401,25 @@ impl<V: bytemuck::Pod> BpfArray<V> {
         (in_a_row && last < self.map.len()).then_some(first)
     }
 
-    /// The memory of keys that are in a row, where it is worth it.
-    fn elements(&self, keys: &[u32]) -> std::io::Result<Option<Elements<V>>> {
-        match self.row(keys) {
-            Some(first) if self.is_mappable && keys.len() >= MAPPED_FROM => {
-                Elements::map(self.fd.as_fd(), first, keys.len()).map(Some)
-            }
-            _ => Ok(None),
-        }
+    /// The first of keys whose memory is worth being mapped.
+    fn mapped_row(&self, keys: &[u32]) -> Option<u32> {
+        self.row(keys).filter(|_| self.is_mappable && keys.len() >= MAPPED_FROM)
+    }
+
+    /// Writes values into the memory of elements that are in the array.
+    fn store(&mut self, first: u32, values: &[V]) -> std::io::Result<()> {
+        let fits = |(start, window): &(u32, Elements<V>)| {
+            first.checked_sub(*start).is_some_and(|from| from as usize + values.len() <= window.len())
+        };
+        let (start, mut window) = if let Some(window) = self.window.take().filter(fits) {
+            window
+        } else {
+            let left = (self.map.len() - first) as usize;
+            (first, Elements::map(self.fd.as_fd(), first, values.len().max(WINDOW).min(left))?)
+        };
+        window.store((first - start) as usize, values);
+        self.window = Some((start, window));
+        Ok(())
     }
 }
 
@@ -435,13 +450,13 @@ impl<V: bytemuck::Pod + Send> Table<u32, V> for BpfArray<V> {
     }
 
     fn insert_all(&mut self, keys: &[u32], values: &[V]) -> (usize, Result<(), TableError>) {
-        let (count, done) = match self.elements(keys) {
-            Ok(Some(mut elements)) => {
-                elements.store(values);
-                (keys.len().min(values.len()), Ok(()))
-            }
-            Ok(None) => syscall::update_batch(self.fd.as_fd(), keys, values),
-            Err(error) => (0, Err(error)),
+        let room = keys.len().min(values.len());
+        let (count, done) = match self.mapped_row(keys) {
+            Some(first) => match self.store(first, &values[..room]) {
+                Ok(()) => (room, Ok(())),
+                Err(error) => (0, Err(error)),
+            },
+            None => syscall::update_batch(self.fd.as_fd(), keys, values),
         };
         (count, done.map_err(|error| self.refused(Operation::Insert, MapError::IoError(error))))
     }
@@ -450,7 +465,8 @@ impl<V: bytemuck::Pod + Send> Table<u32, V> for BpfArray<V> {
     fn get_all(&self, keys: &[u32]) -> Result<Vec<Option<V>>, TableError> {
         let Some(first) = self.row(keys) else { return keys.iter().map(|key| self.get(key)).collect() };
         let failed = |error| self.refused(Operation::Get, MapError::IoError(error));
-        if let Some(elements) = self.elements(keys).map_err(failed)? {
+        if self.mapped_row(keys).is_some() {
+            let elements = Elements::map(self.fd.as_fd(), first, keys.len()).map_err(failed)?;
             return Ok(elements.load().into_iter().map(Some).collect());
         }
         // The position is the key that was read last.
