@@ -22,6 +22,10 @@ use affinity_user::plan::{BackendPlan, FamilyPlan, FrontendPlan, Origin, PortPla
 use affinity_user::reconcile::{Change, Reconciler};
 use affinity_user::tables::{TableError, bpf, dump};
 use anyhow::{Result, anyhow};
+use aya::maps::MapData;
+
+/// As `linux/bpf.h` has it.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Runs a test on pinned maps of its own, so small that they can be filled.
 fn on_maps(test: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
@@ -256,6 +260,40 @@ fn many_connections_are_walked_through_in_parts() -> Result<()> {
 }
 
 /// Many entries by one call are as many by a call each, also where there is no room for all of them.
+/// By windows of 16,384, which are moved along, and end where the array does.
+#[test]
+fn slots_are_written_where_programs_see_them() -> Result<()> {
+    const SIZE: u32 = 40_001;
+    require_root();
+    MountNs::for_node()?.enter(|| {
+        let mut sizes = Sizes::default();
+        sizes.set("slots", SIZE).map_err(|error| anyhow!(error))?;
+        let pin_dir = PathBuf::from(BPFFS).join("affinity");
+        let _datapath = Datapath::open(&Options { pin_dir: pin_dir.clone(), sizes, ..Options::default() })?;
+        let info = MapData::from_pin(pin_dir.join("slots"))?.info()?;
+        assert_ne!(info.map_flags() & BPF_F_MMAPABLE, 0);
+        let mut tables = bpf::open_pinned(&pin_dir)?;
+        let slot = |id| Slot { backend: BackendId { id } };
+        let mut expected = vec![slot(0); SIZE as usize];
+        // Within the first window, over its end, before it, where no window has been, and at the end.
+        for (round, (first, count)) in
+            [(5, 251), (300, 16_000), (16_380, 251), (3, 33), (30_000, 9_000), (SIZE - 40, 40)].into_iter().enumerate()
+        {
+            let keys: Vec<u32> = (first..first + count).collect();
+            let values: Vec<Slot> =
+                keys.iter().map(|key| slot(key * 7 + u32::try_from(round).unwrap_or_default())).collect();
+            assert_eq!(tables.shared.slots.insert_all(&keys, &values), (keys.len(), Ok(())));
+            assert_eq!(tables.shared.slots.get_all(&keys)?, values.iter().copied().map(Some).collect::<Vec<_>>());
+            expected[first as usize..(first + count) as usize].copy_from_slice(&values);
+        }
+        // By calls of the kernel's, of another opening.
+        let seen: Vec<Slot> =
+            bpf::open_pinned(&pin_dir)?.shared.slots.entries()?.into_iter().map(|(_, it)| it).collect();
+        assert!(seen == expected);
+        Ok(())
+    })
+}
+
 #[test]
 fn entries_are_written_and_read_many_at_a_time() -> Result<()> {
     on_maps(|pin_dir| {

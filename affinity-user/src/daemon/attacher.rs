@@ -121,26 +121,24 @@ struct Worker {
 impl Worker {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         let (sender, mut links) = mpsc::channel(BACKLOG);
-        let watcher = tokio::spawn(watch(sender));
+        let mut watcher = tokio::spawn(watch(sender.clone()));
         loop {
             let retry = self.retry.unwrap_or_else(|| Instant::now() + Duration::from_mins(1));
             tokio::select! {
                 biased;
                 _ = &mut stopped => break,
-                link = links.recv() => match link {
-                    Some((at, event)) => self.follow(at, event),
-                    None => break,
-                },
+                Some((at, event)) = links.recv() => self.follow(at, event),
+                ended = &mut watcher => {
+                    if let Ok(Err(error)) = ended {
+                        tracing::error!(%error, "interfaces can't be followed: pods that come are not served by TC; tried again");
+                    }
+                    tokio::time::sleep(RETRY).await;
+                    watcher = tokio::spawn(watch(sender.clone()));
+                }
                 () = sleep_until(retry.into()), if self.retry.is_some() => self.try_again(),
             }
         }
         watcher.abort();
-        if let Ok(Err(error)) = watcher.await {
-            tracing::error!(%error, "interfaces are not followed any more: pods that come are not served by TC");
-            // Nobody is to wait for them.
-            self.knows_addresses = true;
-            self.tell();
-        }
     }
 
     fn follow(&mut self, at: Instant, event: LinkEvent) {
@@ -164,13 +162,21 @@ impl Worker {
         if is_first {
             self.seen_interfaces = true;
             // Left by an earlier process on interfaces that are gone, or are no clients' any more.
-            self.datapath.drop_others();
-            if let Err(error) = self.datapath.finish_migration() {
-                tracing::error!("{error}");
-            }
+            self.datapath.drop_others(|ifindex| self.unattached.contains_key(&ifindex));
+            self.finish_migration();
         }
         if has_acted || is_first {
             self.tell();
+        }
+    }
+
+    /// Once no program of an earlier version is left that writes to its own maps.
+    fn finish_migration(&mut self) {
+        if self.unattached.keys().any(|ifindex| self.datapath.has_links(*ifindex)) {
+            return;
+        }
+        if let Err(error) = self.datapath.finish_migration() {
+            tracing::error!("{error}");
         }
     }
 
@@ -218,6 +224,9 @@ impl Worker {
         self.retry = None;
         for (_, Unattached { interface, came, .. }) in std::mem::take(&mut self.unattached) {
             self.attach(interface, came);
+        }
+        if self.seen_interfaces {
+            self.finish_migration();
         }
         self.tell();
     }

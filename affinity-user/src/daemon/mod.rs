@@ -131,6 +131,9 @@ pub enum DaemonError {
 const SWEEP: usize = 4096;
 /// How long after node ports have changed it is looked who has bound them: what comes together is looked at together.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long the node's own object and its pods are waited for at the start, once all else is there: without them services are
+/// served, but no hints for its zone are followed, and no pod's own choice.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the status file may be behind what it tells.
 const STATUS_LAG: Duration = Duration::from_millis(50);
 /// How often it is written even if nothing has happened.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::attacher::Attacher;
-use super::{LOOK, Options, STATUS_LAG, SWEEP, Source};
+use super::{LOOK, Options, PATIENCE, STATUS_LAG, SWEEP, Source};
 use crate::collector::Collector;
 use crate::duties::Board;
 use crate::health_checks::HealthChecks;
@@ -62,6 +62,8 @@ pub(super) struct State {
     told_pods: bool,
     /// Whether the node's addresses are known.
     knows_addresses: bool,
+    /// Since when what services need is there.
+    has_essentials: Option<Instant>,
     /// What happened before that was for another process to answer.
     started: Timestamp,
     metrics: Arc<Metrics>,
@@ -114,6 +116,7 @@ impl State {
             pods_are_served: options.keeper.pods,
             told_pods: false,
             knows_addresses: false,
+            has_essentials: None,
             started: Timestamp::now(),
             metrics,
             logged: BTreeSet::new(),
@@ -214,7 +217,11 @@ impl State {
     /// Programs what has changed. A service is not programmed without its endpoints, nor without this node's zone, which may
     /// decide who gets which clients, or its addresses, which node ports may be at: what is listed waits until all is.
     pub(super) fn program(&mut self) {
-        let syncs = self.model.is_synced() && self.knows_addresses && !self.reconciler.is_synced();
+        if self.model.has_essentials() {
+            self.has_essentials.get_or_insert_with(Instant::now);
+        }
+        let is_heard = self.model.is_synced() || self.waits_until().is_some_and(|until| until <= Instant::now());
+        let syncs = is_heard && self.knows_addresses && !self.reconciler.is_synced();
         if !syncs && !self.reconciler.is_synced() {
             return;
         }
@@ -277,6 +284,12 @@ impl State {
         }
     }
 
+    /// Until when the node and its pods are waited for, where what services need is there.
+    fn waits_until(&self) -> Option<Instant> {
+        let waits = self.knows_addresses && !self.reconciler.is_synced();
+        self.has_essentials.filter(|_| waits).map(|since| since + PATIENCE)
+    }
+
     /// Says once of a map that it has become nearly full.
     fn warn_of_fill(&mut self) {
         for fill in self.reconciler.fills() {
@@ -292,7 +305,13 @@ impl State {
 
     /// When [`Self::wake`] has something to do; never more than a minute ahead.
     pub(super) fn next_wake(&self) -> Instant {
-        let times = [self.reconciler.next_retry(), self.reconciler.next_sweep(), self.look_at, self.write_at];
+        let times = [
+            self.reconciler.next_retry(),
+            self.reconciler.next_sweep(),
+            self.look_at,
+            self.write_at,
+            self.waits_until(),
+        ];
         let latest = Instant::now() + Duration::from_mins(1);
         times.into_iter().flatten().min().map_or(latest, |time| time.min(latest))
     }
@@ -309,6 +328,9 @@ impl State {
             && let Err(error) = self.reconciler.sweep_affinity(SWEEP)
         {
             tracing::warn!(%error, "affinity entries of services without affinity stay for now");
+        }
+        if due(self.waits_until()) {
+            self.program();
         }
         if due(self.look_at) {
             self.look_at_sockets();

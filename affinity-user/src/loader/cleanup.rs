@@ -20,6 +20,7 @@ pub fn cleanup(pin_dir: &Path, state_dir: &Path) -> io::Result<Vec<String>> {
     let mut removed = Vec::new();
     cgroup::detach(pin_dir);
     attach::drop_others(pin_dir, |_| false);
+    attach::take_back();
     let patience = Instant::now() + DETACHED;
     while attach::is_met_anywhere() && Instant::now() < patience {
         thread::sleep(Duration::from_millis(5));

@@ -251,10 +251,15 @@ impl Datapath {
         }
     }
 
-    /// Takes off what earlier processes attached to interfaces that are not attached to now: those that have gone, and those
-    /// that the patterns no longer match.
-    pub fn drop_others(&self) {
-        attach::drop_others(&self.pin_dir, |ifindex| self.attached.contains_key(&ifindex));
+    /// Takes off what earlier processes attached to interfaces that are not attached to now, and are not `to_be`: those that have
+    /// gone, and those that the patterns no longer match.
+    pub fn drop_others(&self, to_be: impl Fn(u32) -> bool) {
+        attach::drop_others(&self.pin_dir, |ifindex| self.attached.contains_key(&ifindex) || to_be(ifindex));
+    }
+
+    /// Whether an earlier process has left links on an interface.
+    pub fn has_links(&self, ifindex: u32) -> bool {
+        attach::has_links(&self.pin_dir, ifindex)
     }
 
     /// Where the programs are.

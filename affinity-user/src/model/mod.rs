@@ -180,8 +180,6 @@ impl Model {
     /// A list of all objects of a kind begins: versions that come from now on take effect when it is complete, all at
     /// once. A list that was under way is dropped.
     pub fn begin(&mut self, kind: Kind) {
-        // It can be had, after all.
-        self.unheard.remove(&kind);
         match kind {
             Kind::Service => self.services.begin(),
             Kind::EndpointSlice => self.slices.begin(),
@@ -303,6 +301,11 @@ impl Model {
     /// that the source has said that it can't be had: a proxy that may not list pods serves all the same.
     pub fn is_heard(&self, kind: Kind) -> bool {
         self.is_listed(kind) || !kind.is_essential() && self.unheard.contains(&kind)
+    }
+
+    /// Whether all objects of the kinds have been seen once without which services can't be served.
+    pub fn has_essentials(&self) -> bool {
+        Kind::ALL.into_iter().all(|kind| !kind.is_essential() || self.is_listed(kind))
     }
 
     /// Whether all objects of a kind have been seen once.

@@ -222,7 +222,7 @@ impl Reconciler {
         self.pack();
         let (written, removed) =
             (self.shared.counts.written - before.written, self.shared.counts.removed - before.removed);
-        tracing::info!(written, removed, "the maps hold what every source wants");
+        tracing::info!(written, removed, failed = report.failed.len(), "brought the maps to what every source wants");
         report
     }
 

@@ -42,6 +42,14 @@ pub fn own() -> io::Result<Namespace> {
     Ok(Namespace::of(&fs::metadata(OWN)?))
 }
 
+/// The calling thread's namespace.
+///
+/// # Errors
+/// Without `/proc`.
+pub fn here() -> io::Result<Namespace> {
+    Ok(Namespace::of(&fs::metadata("/proc/thread-self/ns/net")?))
+}
+
 /// Every namespace that can be seen, with a path to it. What disappears meanwhile is left out.
 ///
 /// # Errors

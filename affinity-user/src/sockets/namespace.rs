@@ -60,7 +60,7 @@ pub fn within<R: Send>(
         return Err(io::Error::new(io::ErrorKind::NotFound, "it stands for another network namespace by now"));
     }
     // Where we are, nothing needs to be entered, which takes a right.
-    let is_elsewhere = discovery::own()? != namespace;
+    let is_elsewhere = discovery::here()? != namespace;
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
             if is_elsewhere {

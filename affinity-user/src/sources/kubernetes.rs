@@ -264,7 +264,7 @@ fn follow<K: Watched>(options: &Options, node: &str, sender: &mpsc::Sender<Recei
 impl Follower {
     async fn run<K: Watched>(&mut self) -> Closed {
         loop {
-            let (since, error) = match connect(&self.options).await {
+            let (since, error) = match connect_at(&self.options, Some(REQUESTS)).await {
                 Ok((client, url)) => match self.follow::<K>(client, &url).await {
                     End::Closed => return Closed,
                     End::Undecodable(error) => {
@@ -310,7 +310,6 @@ impl Follower {
         let (mut listing, mut listed) = (false, false);
         let patience = tokio::time::Instant::now() + self.options.patience;
         let mut is_patient = self.listed || self.kind.is_essential();
-        let lately = self.options.silence_max + TAKEN_UP;
         // When a watch broke that may have been taken up since.
         let mut broke: Option<(Instant, Timestamp)> = None;
         loop {
@@ -362,9 +361,9 @@ impl Follower {
                         return End::Undecodable(error);
                     }
                     let broken = matches!(error, watcher::Error::WatchFailed(_) | watcher::Error::WatchError(_));
-                    let before = broke.filter(|(at, _)| at.elapsed() < lately).map(|(_, since)| since);
-                    // Of one that has said nothing: the last word came before.
+                    // One that says nothing takes its time to break; the last word came before.
                     let silence = if is_timeout(&error) { self.options.silence_max } else { Duration::ZERO };
+                    let before = broke.filter(|(at, _)| at.elapsed() < silence + TAKEN_UP).map(|(_, since)| since);
                     let since = before.unwrap_or_else(|| Timestamp::now() - silence);
                     if !listed || !broken || before.is_some() {
                         let source = Box::new(error);
@@ -455,8 +454,9 @@ fn is_no_stream(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
 }
 
-/// Whether the API server has said nothing for too long.
+/// Whether a watch has broken since the API server has said nothing for too long.
 fn is_timeout(error: &watcher::Error) -> bool {
+    let watcher::Error::WatchFailed(error) = error else { return false };
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     let is_timeout = |error: &std::io::Error| error.kind() == std::io::ErrorKind::TimedOut;
     causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).any(is_timeout)
@@ -467,6 +467,11 @@ fn is_timeout(error: &watcher::Error) -> bool {
 /// # Errors
 /// Where there is no configuration, or none that can be used.
 pub async fn connect(options: &Options) -> Result<(Client, String), SourceError> {
+    connect_at(options, None).await
+}
+
+/// The same, for so many requests a second at most.
+async fn connect_at(options: &Options, requests: Option<u64>) -> Result<(Client, String), SourceError> {
     let (mut config, url) = match &options.access {
         Access::Client { client, url } => return Ok((client.clone(), url.clone())),
         Access::Infer(places) => access::infer(places).await?,
@@ -482,11 +487,11 @@ pub async fn connect(options: &Options) -> Result<(Client, String), SourceError>
     config.read_timeout = Some(options.silence_max);
     // Retries are made, and told of, here.
     config.default_retry = false;
-    match ClientBuilder::try_from(config) {
-        Ok(client) => {
-            let limit = RateLimitLayer::new(REQUESTS, Duration::from_secs(1));
-            Ok((client.with_layer(&limit).build(), url))
-        }
-        Err(source) => Err(SourceError::Client { url, source: Box::new(source) }),
-    }
+    let client = ClientBuilder::try_from(config);
+    let client = client.map_err(|source| SourceError::Client { url: url.clone(), source: Box::new(source) })?;
+    let client = match requests {
+        Some(requests) => client.with_layer(&RateLimitLayer::new(requests, Duration::from_secs(1))).build(),
+        None => client.build(),
+    };
+    Ok((client, url))
 }

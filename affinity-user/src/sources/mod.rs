@@ -143,10 +143,9 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Whether a kind can't be had from an API server that is there: it refuses, or takes its time. Of one that is away, or about to
-    /// come, nothing is known yet.
+    /// Whether the API server refuses to list a kind. Of one that is away, or about to come, nothing is known yet.
     fn says_no(&self) -> bool {
-        let Self::Watch { source, .. } = self else { return matches!(self, Self::Slow { .. }) };
+        let Self::Watch { source, .. } = self else { return false };
         let refused = match &**source {
             watcher::Error::InitialListFailed(kube::Error::Api(status))
             | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),

@@ -27,9 +27,7 @@ impl<V: Pod> Elements<V> {
     /// # Errors
     /// Where the array was not made for it, or ends before them.
     pub fn map(array: BorrowedFd<'_>, first: u32, count: usize) -> io::Result<Self> {
-        let () = Self::ALIGNED;
-        let (offset, length) = (u64::from(first) * Self::STRIDE as u64, count * Self::STRIDE);
-        let memory = MmapOptions::new().offset(offset).len(length).map_raw(&array)?;
+        let memory = Self::place(first, count).map_raw(&array)?;
         Ok(Self { memory, count, values: PhantomData })
     }
 
@@ -49,10 +47,21 @@ impl<V: Pod> Elements<V> {
         }
     }
 
-    /// The values of all elements.
-    pub fn load(&self) -> Vec<V> {
-        let element = |index| self.memory.as_ptr().wrapping_add(index * Self::STRIDE).cast::<V>();
-        // SAFETY: as above; any bytes are a `V`.
-        (0..self.count).map(|index| unsafe { element(index).read_volatile() }).collect()
+    /// The values of elements of an array of `V`.
+    ///
+    /// # Errors
+    /// As [`Elements::map`].
+    pub fn read(array: BorrowedFd<'_>, first: u32, count: usize) -> io::Result<Vec<V>> {
+        let memory = Self::place(first, count).map_raw_read_only(&array)?;
+        let element = |index| memory.as_ptr().wrapping_add(index * Self::STRIDE).cast::<V>();
+        // SAFETY: it is within what is mapped, and aligned; any bytes are a `V`.
+        Ok((0..count).map(|index| unsafe { element(index).read_volatile() }).collect())
+    }
+
+    fn place(first: u32, count: usize) -> MmapOptions {
+        let () = Self::ALIGNED;
+        let mut options = MmapOptions::new();
+        options.offset(u64::from(first) * Self::STRIDE as u64).len(count * Self::STRIDE);
+        options
     }
 }

@@ -451,13 +451,11 @@ impl<V: bytemuck::Pod + Send> Table<u32, V> for BpfArray<V> {
 
     fn insert_all(&mut self, keys: &[u32], values: &[V]) -> (usize, Result<(), TableError>) {
         let room = keys.len().min(values.len());
-        let (count, done) = match self.mapped_row(keys) {
-            Some(first) => match self.store(first, &values[..room]) {
-                Ok(()) => (room, Ok(())),
-                Err(error) => (0, Err(error)),
-            },
-            None => syscall::update_batch(self.fd.as_fd(), keys, values),
-        };
+        // What can't be mapped now can be written by a call.
+        if self.mapped_row(keys).is_some_and(|first| self.store(first, &values[..room]).is_ok()) {
+            return (room, Ok(()));
+        }
+        let (count, done) = syscall::update_batch(self.fd.as_fd(), keys, values);
         (count, done.map_err(|error| self.refused(Operation::Insert, MapError::IoError(error))))
     }
 
@@ -465,9 +463,10 @@ impl<V: bytemuck::Pod + Send> Table<u32, V> for BpfArray<V> {
     fn get_all(&self, keys: &[u32]) -> Result<Vec<Option<V>>, TableError> {
         let Some(first) = self.row(keys) else { return keys.iter().map(|key| self.get(key)).collect() };
         let failed = |error| self.refused(Operation::Get, MapError::IoError(error));
-        if self.mapped_row(keys).is_some() {
-            let elements = Elements::map(self.fd.as_fd(), first, keys.len()).map_err(failed)?;
-            return Ok(elements.load().into_iter().map(Some).collect());
+        if self.mapped_row(keys).is_some()
+            && let Ok(values) = Elements::read(self.fd.as_fd(), first, keys.len())
+        {
+            return Ok(values.into_iter().map(Some).collect());
         }
         // The position is the key that was read last.
         let (entries, _) =

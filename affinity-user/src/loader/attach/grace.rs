@@ -40,6 +40,7 @@ impl Setting {
     }
 
     fn at(path: PathBuf, wanted: GracePeriods) -> Self {
+        restore(&path);
         let mut setting = Self { path, is_ours: wanted == GracePeriods::Expedited };
         if setting.is_ours
             && let Err(error) = File::options().write(true).open(&setting.path)
@@ -50,30 +51,33 @@ impl Setting {
             );
             setting.is_ours = false;
         }
-        // What a process has left that was killed while it attached.
-        setting.restore();
         setting
     }
 
     /// Makes grace periods short for as long as what is returned lives.
     pub fn expedite(&self) -> Expedited<'_> {
         if self.is_ours && is(&self.path, NORMAL) {
-            self.write(OURS);
+            write(&self.path, OURS);
         }
         Expedited(self)
     }
+}
 
-    /// Somebody else's setting stays.
-    fn restore(&self) {
-        if self.is_ours && is(&self.path, OURS) {
-            self.write(NORMAL);
-        }
+/// Takes back what a process has left that was killed while it attached.
+pub(in crate::loader) fn take_back() {
+    restore(Path::new(SETTING));
+}
+
+/// Somebody else's setting stays.
+fn restore(path: &Path) {
+    if is(path, OURS) {
+        write(path, NORMAL);
     }
+}
 
-    fn write(&self, value: &str) {
-        if let Err(error) = fs::write(&self.path, value) {
-            tracing::debug!(%error, value, "can't write {}", self.path.display());
-        }
+fn write(path: &Path, value: &str) {
+    if let Err(error) = fs::write(path, value) {
+        tracing::debug!(%error, value, "can't write {}", path.display());
     }
 }
 
@@ -86,7 +90,7 @@ pub(in crate::loader) struct Expedited<'a>(&'a Setting);
 
 impl Drop for Expedited<'_> {
     fn drop(&mut self) {
-        self.0.restore();
+        restore(&self.0.path);
     }
 }
 
@@ -129,7 +133,8 @@ mod tests {
     #[test]
     fn what_a_killed_process_has_left_goes() {
         let (_dir, path) = setting("2815\n");
-        Setting::at(path.clone(), GracePeriods::Expedited);
+        // Also where it would set nothing itself.
+        Setting::at(path.clone(), GracePeriods::AsSet);
         assert_eq!(read(&path), NORMAL);
     }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Attachment, LoadError, links_dir};
 pub use grace::GracePeriods;
-pub(super) use grace::Setting;
+pub(super) use grace::{Setting, take_back};
 
 /// How programs are to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,7 +128,7 @@ pub(super) fn attach(
         AttachMode::Auto => match by_tcx(object) {
             Ok(()) => Ok(Mode::Tcx),
             // Links that are there go on until they can be replaced.
-            Err(error) if error.is_gone() || tcx::is_attached(&links, ifindex) => Err(error),
+            Err(error) if error.is_gone() || tcx::has_links(&links, ifindex) => Err(error),
             // A kernel before 6.6 knows no such link.
             Err(_) => by_clsact(object).map(|()| Mode::Clsact),
         },
@@ -146,6 +146,11 @@ pub(super) fn detach(pin_dir: &Path, ifindex: u32, name: &str) {
     if if_nametoindex(name) == Ok(ifindex) {
         clsact::detach(name);
     }
+}
+
+/// Whether there are pinned links of an interface.
+pub(super) fn has_links(pin_dir: &Path, ifindex: u32) -> bool {
+    tcx::has_links(&links_dir(pin_dir), ifindex)
 }
 
 /// Takes the programs off all interfaces but those that are to keep them.

@@ -1,12 +1,13 @@
 //! TCX links, pinned: they stay when the process goes, and the next one puts its program into them in one step.
 
+use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::SchedClassifier;
+use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{ProgramError, SchedClassifier};
 
 use super::{Direction, Mode, Setting, Target};
 use crate::loader::{LoadError, program};
@@ -44,12 +45,12 @@ pub(super) fn attach(
             // A link of an interface that had the same index, or no link: it can be no use.
             Ok(false) => drop(fs::remove_file(&path)),
             // What is there goes on until it can be replaced.
-            Err(error) => return Err(target.failed(direction, Mode::Tcx, &error)),
+            Err(error) => return Err(target.failed(direction, Mode::Tcx, &*error)),
         }
     }
     // Before the CNI's programs, which are to see what we have made of the packet.
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let failed = |error: &dyn std::error::Error| target.failed(direction, Mode::Tcx, error);
+    let failed = |error: &dyn Error| target.failed(direction, Mode::Tcx, error);
     let id = {
         let _short = grace.expedite();
         program.attach_with_options(target.name, direction.hook(), order).map_err(|error| failed(&error))?
@@ -66,9 +67,13 @@ fn adopt(
     path: &Path,
     target: &Target<'_>,
     direction: Direction,
-) -> Result<bool, ProgramError> {
-    let Ok(link) = PinnedLink::from_pin(path).map(FdLink::from) else { return Ok(false) };
-    let Ok(info) = link.info() else { return Ok(false) };
+) -> Result<bool, Box<dyn Error>> {
+    let opened = PinnedLink::from_pin(path).map(FdLink::from).and_then(|link| Ok((link.info()?, link)));
+    let (info, link) = match opened {
+        Ok(opened) => opened,
+        Err(error) if is_of_the_moment(&error) => return Err(error.into()),
+        Err(_) => return Ok(false),
+    };
     let (_, attached) = SchedClassifier::query_tcx(target.name, direction.hook())?;
     if !attached.iter().any(|program| program.id() == info.program_id()) {
         return Ok(false);
@@ -77,6 +82,12 @@ fn adopt(
     let Ok(link) = SchedClassifierLink::try_from(link) else { return Ok(false) };
     program.attach_to_link(link).and_then(|id| program.take_link(id))?;
     Ok(true)
+}
+
+/// Whether a link can't be opened for want of descriptors or memory.
+fn is_of_the_moment(error: &LinkError) -> bool {
+    let LinkError::SyscallError(error) = error else { return false };
+    matches!(error.io_error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// Removes the pinned links that are to go; with its pin a link goes, too.
@@ -105,6 +116,11 @@ pub(super) fn is_met(interface: &str) -> bool {
 /// Whether our links are on an interface.
 pub(super) fn is_attached(links: &Path, ifindex: u32) -> bool {
     Direction::ALL.iter().all(|direction| Pin::path(links, ifindex, *direction).exists())
+}
+
+/// Whether any of them is pinned.
+pub(super) fn has_links(links: &Path, ifindex: u32) -> bool {
+    Direction::ALL.iter().any(|direction| Pin::path(links, ifindex, *direction).exists())
 }
 
 #[cfg(test)]
