@@ -182,7 +182,7 @@ definitions! {
         "A rate over 0.5 with few changes.";
     RESIDENT: Gauge "process_resident_memory" in "bytes",
         "Resident memory of the daemon, its maps not included",
-        "Near its limit.";
+        "It keeps growing. A container's limit counts the maps, too.";
     VIRTUAL: Gauge "process_virtual_memory" in "bytes",
         "Virtual memory of the daemon",
         "Never by itself.";
