@@ -29,11 +29,16 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Runs a test on pinned maps of its own, so small that they can be filled.
 fn on_maps(test: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
+    on_maps_of(&[("frontends", 2), ("backends", 4), ("slots", 1024), ("affinity", 1)], test)
+}
+
+/// Runs a test on pinned maps of its own, some of them of these sizes.
+fn on_maps_of(wanted: &[(&str, u32)], test: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
     require_root();
     MountNs::for_node()?.enter(|| {
         let mut sizes = Sizes::default();
-        for (map, size) in [("frontends", 2), ("backends", 4), ("slots", 1024), ("affinity", 1)] {
-            sizes.set(map, size).map_err(|error| anyhow!(error))?;
+        for (map, size) in wanted {
+            sizes.set(map, *size).map_err(|error| anyhow!(error))?;
         }
         let pin_dir = PathBuf::from(BPFFS).join("affinity");
         let _datapath = Datapath::open(&Options { pin_dir: pin_dir.clone(), sizes, ..Options::default() })?;
@@ -224,13 +229,8 @@ fn affinity_is_refreshed_by_the_datapaths_own_hand() -> Result<()> {
 #[test]
 fn many_connections_are_walked_through_in_parts() -> Result<()> {
     const ENTRIES: u32 = 200_000;
-    require_root();
-    MountNs::for_node()?.enter(|| {
-        let mut sizes = Sizes::default();
-        sizes.set("conntrack", 2 * ENTRIES).map_err(|error| anyhow!(error))?;
-        let pin_dir = PathBuf::from(BPFFS).join("affinity");
-        let _datapath = Datapath::open(&Options { pin_dir: pin_dir.clone(), sizes, ..Options::default() })?;
-        let mut tables = bpf::open_pinned(&pin_dir)?;
+    on_maps_of(&[("conntrack", 2 * ENTRIES)], |pin_dir| {
+        let mut tables = bpf::open_pinned(pin_dir)?;
         let (now, frontend) = (now()?.ticks(), [10, 96, 0, 1]);
         let key =
             |n: u32| ConntrackKey::<V4>::forward(n.to_be_bytes(), Port::new(1), frontend, Port::new(80), Proto::UDP);
@@ -245,7 +245,7 @@ fn many_connections_are_walked_through_in_parts() -> Result<()> {
         let there = tables.v4.conntrack.len()?;
         assert_eq!(there, ENTRIES as usize - 3, "read at once, each once");
         let mut parts = 0;
-        let walk = Walker::new(bpf::open_pinned(&pin_dir)?).walk(|| {
+        let walk = Walker::new(bpf::open_pinned(pin_dir)?).walk(|| {
             parts += 1;
             true
         })?;
@@ -259,20 +259,14 @@ fn many_connections_are_walked_through_in_parts() -> Result<()> {
     })
 }
 
-/// Many entries by one call are as many by a call each, also where there is no room for all of them.
 /// By windows of 16,384, which are moved along, and end where the array does.
 #[test]
 fn slots_are_written_where_programs_see_them() -> Result<()> {
     const SIZE: u32 = 40_001;
-    require_root();
-    MountNs::for_node()?.enter(|| {
-        let mut sizes = Sizes::default();
-        sizes.set("slots", SIZE).map_err(|error| anyhow!(error))?;
-        let pin_dir = PathBuf::from(BPFFS).join("affinity");
-        let _datapath = Datapath::open(&Options { pin_dir: pin_dir.clone(), sizes, ..Options::default() })?;
+    on_maps_of(&[("slots", SIZE)], |pin_dir| {
         let info = MapData::from_pin(pin_dir.join("slots"))?.info()?;
         assert_ne!(info.map_flags() & BPF_F_MMAPABLE, 0);
-        let mut tables = bpf::open_pinned(&pin_dir)?;
+        let mut tables = bpf::open_pinned(pin_dir)?;
         let slot = |id| Slot { backend: BackendId { id } };
         let mut expected = vec![slot(0); SIZE as usize];
         // Within the first window, over its end, before it, where no window has been, and at the end.
@@ -288,12 +282,13 @@ fn slots_are_written_where_programs_see_them() -> Result<()> {
         }
         // By calls of the kernel's, of another opening.
         let seen: Vec<Slot> =
-            bpf::open_pinned(&pin_dir)?.shared.slots.entries()?.into_iter().map(|(_, it)| it).collect();
+            bpf::open_pinned(pin_dir)?.shared.slots.entries()?.into_iter().map(|(_, it)| it).collect();
         assert!(seen == expected);
         Ok(())
     })
 }
 
+/// Many entries by one call are as many by a call each, also where there is no room for all of them.
 #[test]
 fn entries_are_written_and_read_many_at_a_time() -> Result<()> {
     on_maps(|pin_dir| {
